@@ -1,0 +1,1 @@
+"""Figures: one function per figure; each takes tidy tables and returns a Figure, computes and reads nothing."""
