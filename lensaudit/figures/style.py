@@ -16,7 +16,7 @@ COLOURS = {
 SEQUENTIAL, DIVERGING = "cividis", "RdBu_r"
 
 RC = {
-    "font.family": "serif", "font.serif": ["DejaVu Serif"], "mathtext.fontset": "dejavuserif", "font.size": 8.0,
+    "font.family": "serif", "font.serif": ["STIXGeneral"], "mathtext.fontset": "stix", "font.size": 8.0,
     "axes.titlesize": 8.0, "axes.labelsize": 8.0, "xtick.labelsize": 7.0, "ytick.labelsize": 7.0,
     "legend.fontsize": 7.0, "figure.titlesize": 8.0, "legend.frameon": False, "legend.handlelength": 1.6,
     "axes.linewidth": 0.6, "lines.linewidth": 1.1, "lines.markersize": 3.5, "patch.linewidth": 0.6,
@@ -39,8 +39,8 @@ LABELS = {
     "sigma_v": r"$\sigma_v$ [km s$^{-1}$]", "mu": r"magnification $\mu$", "source_R": r"source $R_{\rm e}$ [arcsec]",
     "source_n": "source Sersic $n$", "source_q": "source axis ratio", "shape_r": "half-light radius [arcsec]",
     "sersic": "Sersic $n$", "ellipticity": "ellipticity", "logit": "logit", "score": "score",
-    "fpr": "false positive rate", "tpr": "true positive rate", "recall": "recall", "precision": "precision", "purity": "purity",
-    "prevalence": "prevalence", "completeness": "completeness", "predicted": "predicted recall",
+    "fpr": "false positive rate", "tpr": "true positive rate", "recall": "recall", "precision": "precision",
+    "purity": "purity", "prevalence": "prevalence", "completeness": "completeness", "predicted": "predicted recall",
     "threshold": "threshold [logit]", "epoch": "epoch", "loss": "weighted BCE", "auc": "AUC", "n_eff": r"$n_{\rm eff}$",
     "arc_snr": r"arc S/N ($r$)", "arc_snr_true": r"true arc S/N ($r$)", "snr_true": r"true arc S/N ($r$)",
     "arc_g_r": r"arc $g-r$ [mag]", "arc_r_z": r"arc $r-z$ [mag]", "g_r": r"$g-r$ [mag]", "r_z": r"$r-z$ [mag]",
