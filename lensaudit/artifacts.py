@@ -21,7 +21,6 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -134,7 +133,7 @@ def read_table(path, columns=None):
     try:
         present = pq.read_schema(path).names
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path.name}: not a readable Parquet file ({error}); delete it and run its stage again") from None
+        raise UserError(f"{path.name}: unreadable Parquet ({error}); delete it, rerun its stage") from None
     missing = sorted(set(columns or ()) - set(present))
     if missing:
         raise UserError(f"{path.name}: column(s) {', '.join(missing)} missing; it has {', '.join(present[:12])} ...")

@@ -1,0 +1,50 @@
+"""The command line: ``python -m lensaudit survey|run|promote|verify|paper|report|publish``. The Makefile calls it."""
+
+import argparse
+import sys
+
+from lensaudit.artifacts import UserError
+
+
+def parse_arguments(arguments=None):
+    """Return the parsed command line."""
+    parser = argparse.ArgumentParser(prog="python -m lensaudit", description="An audit of strong-lens finders.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    texts = {
+        "survey": "make the simulated sky, or index the data root",
+        "run": "execute one notebook",
+        "promote": "copy figures, macros and tables to figures/ and paper/generated/",
+        "verify": "compare key numbers with stored reference values",
+        "paper": "build paper/paper.pdf",
+        "report": "print where the results are and the numbers that matter",
+        "publish": "write executed notebooks and HTML to publish/",
+    }
+    for name, text in texts.items():
+        command = commands.add_parser(name, help=text, description=text)
+        if name == "run":
+            command.add_argument("notebook", help="name without suffix, such as 05_evaluation")
+            command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+        if name in ("run", "survey"):
+            command.add_argument("--data-root", default="", help="folder of external data")
+        if name == "report":
+            command.add_argument("--since", type=float, default=0.0, help="start of this make, seconds since the epoch")
+        if name != "paper":
+            command.add_argument("--profile", default="demo", help="shipped profile or path of a TOML file")
+    return parser.parse_args(arguments)
+
+
+def main(arguments=None):
+    """Run one command; a user's mistake prints one line and returns 2."""
+    options = parse_arguments(arguments)
+    from lensaudit import build
+
+    try:
+        keywords = {k: v for k, v in vars(options).items() if k != "command"}
+        return getattr(build, f"command_{options.command}")(**keywords) or 0
+    except UserError as error:
+        print(f"lensaudit {options.command}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+"""What the command line does: run a notebook, build the paper, print the numbers that matter.
+
+Notebooks run headlessly through papermill under a temporary name and are renamed on success; a failed run leaves
+``failed.ipynb`` to read, and a user's mistake inside a notebook comes back as its one line.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from lensaudit.artifacts import UserError, find_root, read_json, write_atomic
+from lensaudit.config import load_config
+
+TEX_PACKAGES = ("latexmk", "texlive-latex-base", "texlive-latex-recommended", "texlive-publishers",
+                "texlive-fonts-recommended", "lmodern")  # fmt: skip
+CHAPTERS = ("00_survey", "01_crossmatch", "02_sampling", "03_cutouts", "04_training", "05_evaluation",
+            "06_injection_realism", "07_completeness", "08_failure_modes", "09_summary")  # fmt: skip
+# Share of a `demo` run each chapter takes, for the estimate of the time left (measured; only the display uses it).
+SHARES = dict(zip(CHAPTERS, (0.08, 0.02, 0.02, 0.2, 0.22, 0.05, 0.06, 0.3, 0.03, 0.02), strict=True))
+
+
+def folder_of(profile):
+    """Return the artifact folder of a profile name or TOML path."""
+    return find_root() / "artifacts" / Path(profile).stem if str(profile).endswith(".toml") else (
+        find_root() / "artifacts" / profile)  # fmt: skip
+
+
+def command_survey(profile, data_root=""):
+    """Make the simulated sky, or index the data root."""
+    from lensaudit.survey import make_survey
+
+    started = _announce("00_survey", profile)
+    make_survey(load_config(profile, data_root=data_root))
+    _finish("00_survey", started)
+
+
+def command_run(notebook, profile, device="auto", data_root=""):
+    """Execute one notebook of the audit and keep the executed copy beside its outputs."""
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    source = find_root() / "notebooks" / f"{notebook}.ipynb"
+    if not source.is_file():
+        known = ", ".join(sorted(p.stem for p in source.parent.glob("[0-9]*.ipynb")))
+        raise UserError(f"no notebook {notebook!r}; known are {known}")
+    load_config(profile, device, data_root)
+    folder = folder_of(profile) / notebook
+    folder.mkdir(parents=True, exist_ok=True)
+    parameters = {"profile": profile, "device": device, "data_root": data_root}
+    started = _announce(notebook, profile)
+    failed = folder / "failed.ipynb"
+    running = folder / ".running.ipynb"
+    try:
+        papermill.execute_notebook(
+            source, running, parameters=parameters, cwd=find_root(), progress_bar=sys.stderr.isatty(),
+            stderr_file=sys.stderr, kernel_name="python3",
+        )  # fmt: skip
+    except PapermillExecutionError as error:
+        os.replace(running, failed)
+        if error.ename == "UserError":
+            raise UserError(error.evalue) from None
+        raise UserError(f"{notebook} failed: {error.ename}: {error.evalue}; read {_relative(failed)}") from None
+    _clean_executed(running)
+    os.replace(running, folder / "executed.ipynb")
+    failed.unlink(missing_ok=True)
+    _finish(notebook, started)
+
+
+def _clean_executed(path):
+    """Drop progress lines and clock times from an executed notebook; results and figures stay."""
+    import nbformat
+
+    book = nbformat.read(path, as_version=4)
+    for cell in book.cells:
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr")]
+    book.metadata.pop("papermill", None)
+    nbformat.write(book, path)
+
+
+def _announce(name, profile):
+    if name in CHAPTERS:
+        position = CHAPTERS.index(name)
+        left = _estimate_left(profile, position)
+        print(f"[{position}/{len(CHAPTERS) - 1}] {name} ({profile}){left}", file=sys.stderr, flush=True)
+    else:
+        print(f"{name} ({profile})", file=sys.stderr, flush=True)
+    return time.monotonic()
+
+
+def _estimate_left(profile, position):
+    """Time left from the pace of the chapters already run, by their usual shares of the whole."""
+    spent = share = 0.0
+    for name in CHAPTERS[:position]:
+        path = folder_of(profile) / name / "run_info.json"
+        if path.is_file():
+            spent += read_json(path).get("seconds") or 0.0
+            share += SHARES[name]
+    if not share:
+        return ""
+    left = spent / share * sum(SHARES[n] for n in CHAPTERS[position:])
+    return f", about {max(1, round(left / 60))} min left to the end"
+
+
+def _finish(name, started):
+    print(f"      {name} done in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+
+
+def command_promote(profile):
+    """Copy figures, macros and tables of a profile to figures/ and paper/generated/."""
+    from lensaudit.report import promote
+
+    promote(profile)
+
+
+def command_verify(profile):
+    """Compare key numbers with stored reference values."""
+    from lensaudit.report import verify
+
+    return verify(profile)
+
+
+def command_paper():
+    """Build paper/paper.pdf; on Debian as root the TeX packages are installed, elsewhere named."""
+    if not _find_tex():
+        print("paper: latexmk or mnras.cls is missing; all but paper.pdf is built. Install "
+              f"{' '.join(TEX_PACKAGES)} (Debian names) and run make paper again", file=sys.stderr)  # fmt: skip
+        return 0
+    folder = find_root() / "paper"
+    log = folder / "paper.log"
+    command = ["latexmk", "-pdf", "-interaction=nonstopmode", "-halt-on-error", "-quiet", "paper.tex"]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
+    if result.returncode:
+        (folder / "paper.pdf").unlink(missing_ok=True)
+        text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else result.stdout
+        reasons = [line for line in text.splitlines() if line.startswith("!")]
+        raise UserError(f"paper.tex does not build: {' '.join(reasons[:2]) or 'see paper/paper.log'}")
+    os.utime(folder / "paper.pdf")
+    return 0
+
+
+def _find_tex():
+    def present():
+        if not shutil.which("latexmk") or not shutil.which("kpsewhich"):
+            return False
+        return bool(subprocess.run(["kpsewhich", "mnras.cls"], capture_output=True, text=True).stdout.strip())
+
+    if present():
+        return True
+    if os.name == "posix" and os.geteuid() == 0 and shutil.which("apt-get"):
+        print("paper: installing TeX (half a minute)", file=sys.stderr, flush=True)
+        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+        for arguments in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *TEX_PACKAGES]):
+            subprocess.run(["apt-get", *arguments], env=environment, capture_output=True)
+    return present()
+
+
+def command_report(profile, since=0.0):
+    """Print where the paper, the figures and the executed notebooks are, and the numbers that matter."""
+    root, folder = find_root(), folder_of(profile)
+    closure = folder / "07_completeness" / "closure.json"
+    paper = root / "paper" / "paper.pdf"
+    newest = max((p.stat().st_mtime for p in [*folder.glob("*/executed.ipynb"), paper] if p.is_file()), default=0.0)
+    if since and newest < since:
+        print(f"nothing to do: every result of {profile} is up to date")
+    if closure.is_file() and profile != "real":
+        print(describe_closure(read_json(closure)))
+        print(f"paper       {_relative(paper) if paper.is_file() else 'not built (no TeX)'}\nfigures     figures/")
+    print(f"notebooks   {_relative(folder)}/*/executed.ipynb")
+
+
+def describe_closure(closure):
+    """Return the closure verdict as text for a terminal, red when it fails."""
+    lines = []
+    for name, row in (("1e-2", closure), ("1e-3", closure.get("fpr_1e-3") or {})):
+        if row.get("recall") is None or row.get("predicted") is None:
+            lines.append(f"FPR {name}: {row.get('verdict', 'cannot be computed')}")
+            continue
+        text = (
+            f"FPR {name}: recall of held-out lenses {row['recall']:.3f} [{row['recall_lower']:.3f}, "
+            f"{row['recall_upper']:.3f}] (n = {row['n_lenses']}, {row['n_unsupported']} unsupported); "
+            f"injections predict {row['predicted']:.3f} "
+            f"[{row['predicted_lower']:.3f}, {row['predicted_upper']:.3f}]: {row['verdict']}"
+        )
+        lines.append(f"\033[31m{text}\033[0m" if row["verdict"] == "does not close" else text)
+    return "\n".join(lines)
+
+
+def _relative(path):
+    return Path(path).relative_to(find_root())
+
+
+def command_publish(profile):
+    """Write executed notebooks and a readable HTML site to publish/."""
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    target = find_root() / "publish"
+    rows = []
+    for source in sorted(folder_of(profile).glob("*/executed.ipynb")):
+        name = source.parent.name
+        book = nbformat.read(source, as_version=4)
+        body, _ = HTMLExporter(template_name="lab").from_notebook_node(book, resources={"metadata": {"name": name}})
+        for suffix, text in ((".ipynb", nbformat.writes(book)), (".html", body)):
+            with write_atomic(target / f"{name}{suffix}") as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        rows.append(f'<li><a href="{name}.html">{name.replace("_", " ")}</a></li>')
+    if not rows:
+        raise UserError(f"no executed notebooks of {profile}; run make summary PROFILE={profile} first")
+    page = ("<!doctype html><html lang='en'><meta charset='utf-8'><title>lensaudit</title>"
+            f"<body style='font-family:serif;max-width:40em;margin:2em auto'><h1>lensaudit: {profile}</h1>"
+            f"<ol>{''.join(rows)}</ol></body></html>\n")  # fmt: skip
+    with write_atomic(target / "index.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    print(f"publish: {_relative(target)}/index.html")
