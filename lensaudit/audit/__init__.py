@@ -1,0 +1,1 @@
+"""The audit: evaluation, gates, detectability, realism, completeness, closure."""
