@@ -1,0 +1,238 @@
+"""Injection campaigns: render, score and measure tables of injections in resumable blocks.
+
+A block is a pure function of its rows, the hosts, the detector and the engine's code; its Parquet file carries a hash
+of all of them in its name, so a changed input never meets an old block and an interrupted run goes on where it stopped.
+"""
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lensaudit.artifacts import UserError, hash_object, read_table, write_table
+from lensaudit.audit.detectability import correct_bias, fit_bias, measure_arcs
+from lensaudit.constants import RENDER_SIZE
+from lensaudit.injection.inject import inject
+from lensaudit.shards import map_shards
+
+# Host columns every injection carries as covariates; seeing and depth are the survey's own columns (SPEC 8.1).
+HOST_COLUMNS = ("psfsize_r", "depth_r", "mag_r", "type", "nobs_z", "footprint_weight")
+ENGINE_FILES = ("injection/*.py", "lensing/*.py", "photometry.py", "constants.py", "rng.py", "audit/detectability.py")
+
+
+def load_boxes(hosts, store):
+    """Read the 65-px boxes of all hosts into memory.
+
+    Parameters
+    ----------
+    hosts : pandas.DataFrame
+        Host table with cutout_path.
+    store : lensaudit.pixels.store.Store
+        With ``read_box(cutout_paths, size)``.
+
+    Returns
+    -------
+    ndarray of shape (n_hosts, 3, 65, 65), float32 [nMgy]
+    """
+    return np.ascontiguousarray(store.read_box(list(hosts["cutout_path"]), RENDER_SIZE), dtype=np.float32)
+
+
+def measure_bias(hosts, boxes, rows=None):
+    """Measure the hosts alone (paired controls) and fit the injection-free bias of arc_snr.
+
+    Parameters
+    ----------
+    hosts : pandas.DataFrame
+    boxes : ndarray of shape (n_hosts, 3, 65, 65) [nMgy]
+    rows : array_like of int, optional
+        Positions of the hosts to use, such as the deflector-like ones.
+
+    Returns
+    -------
+    bias : pandas.DataFrame
+        For `detectability.correct_bias`.
+    controls : pandas.DataFrame
+        Measurements of the hosts, with galaxy_id, corrected for the bias.
+    """
+    rows = np.arange(len(hosts)) if rows is None else np.asarray(rows)
+    mag = hosts["mag_r"].to_numpy()[rows]
+    controls = measure_arcs(boxes[rows])
+    bias = fit_bias(controls, mag)
+    return bias, correct_bias(controls, mag, bias).assign(galaxy_id=hosts["galaxy_id"].to_numpy()[rows])
+
+
+def hash_engine():
+    """Return a hash of the code that makes and measures injections."""
+    package = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for pattern in ENGINE_FILES:
+        for path in sorted(package.glob(pattern)):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def run_injections(table, hosts, boxes, detector, config, folder, label="injections", bias=None, block_rows=1024,
+                   workers=1, **variants):  # fmt: skip
+    """Render every injection into its host, score it and measure its arc.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Injection table of `injection.priors`, with injection_id and host_index.
+    hosts : pandas.DataFrame
+        Host table with host_index.
+    boxes : ndarray of shape (n_hosts, 3, 65, 65) [nMgy]
+        Row by row with `hosts`.
+    detector : object
+        With ``score(images) -> logits`` and ``id``.
+    config : lensaudit.config.Config
+    folder : path
+        Holds the blocks; finished blocks are kept and used again.
+    label : str
+        Names the campaign on the terminal and its blocks.
+    bias : pandas.DataFrame, optional
+        From `measure_bias`; subtracted from arc_snr.
+    block_rows : int
+        Injections per block; the result does not depend on it.
+    workers : int
+        Blocks worked on at once, in threads.
+    **variants
+        For `injection.inject.inject`, such as ``gain_override`` or ``psf_mode``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The table with the host's conditions, logit, and the columns of `detectability.measure_arcs`.
+
+    Raises
+    ------
+    UserError
+        When the table names a host that the host table lacks, or holds an injection_id twice.
+    """
+    folder = Path(folder)
+    position = pd.Series(np.arange(len(hosts)), index=hosts["host_index"].to_numpy())
+    unknown = ~table["host_index"].isin(position.index)
+    if unknown.any():
+        raise UserError(f"{label}: host_index {table.loc[unknown, 'host_index'].iloc[0]} is not in the host table")
+    if table["injection_id"].duplicated().any():
+        twice = table.loc[table["injection_id"].duplicated(), "injection_id"].iloc[0]
+        raise UserError(f"{label}: injection_id {twice} appears twice; ids must be unique in a campaign")
+    common = hash_object({
+        "detector": detector.id, "engine": hash_engine(), "seed": config.seed, "injection": config.section("injection"),
+        "variants": {k: str(v) for k, v in variants.items()},
+        "bias": None if bias is None else bias.to_dict("list"),
+    })  # fmt: skip
+    rows = position.loc[table["host_index"].to_numpy()].to_numpy()
+    table = table.reset_index(drop=True)
+    context = (table, hosts, boxes, rows, detector, config, bias, variants, common, folder, label)
+
+    def run_block(start):
+        return _run_block(start, min(start + block_rows, len(table)), *context)
+
+    starts = list(range(0, len(table), block_rows))
+    if workers > 1:
+        with ThreadPoolExecutor(workers) as pool:
+            futures = [pool.submit(run_block, start) for start in starts]
+            parts = map_shards(lambda future: future.result(), futures, label=label)
+    else:
+        parts = map_shards(run_block, starts, label=label)
+    return pd.concat(parts, ignore_index=True) if parts else table.copy()
+
+
+def _run_block(start, stop, table, hosts, boxes, rows, detector, config, bias, variants, common, folder, label):
+    block, index = table.iloc[start:stop].reset_index(drop=True), rows[start:stop]
+    own = hosts.iloc[index].reset_index(drop=True)
+    content = hashlib.sha256(common.encode())
+    content.update(pd.util.hash_pandas_object(block, index=False).to_numpy().tobytes())
+    content.update(pd.util.hash_pandas_object(own, index=False).to_numpy().tobytes())
+    path = folder / f"{label}-{start:07d}-{content.hexdigest()[:16]}.parquet"
+    if path.is_file():
+        try:
+            done = read_table(path)
+            if np.array_equal(done["injection_id"], block["injection_id"]):
+                return done
+        except UserError:
+            path.unlink()
+    images, _ = inject(block, own, boxes[index], config, config.seed, **variants)
+    measured = measure_arcs(images)
+    if bias is not None:
+        measured = correct_bias(measured, own["mag_r"], bias)
+    conditions = {name: own[name].to_numpy() for name in HOST_COLUMNS if name in own and name not in block}
+    out = block.assign(**conditions, logit=np.asarray(detector.score(images), dtype=np.float64))
+    out = pd.concat([out, measured.drop(columns=[c for c in measured if c in out])], axis=1)
+    write_table(path, out)
+    return out
+
+
+def measure_rows(rows, store, bias=None, block=512):
+    """Measure stored stamps (lenses or negatives) with the estimators used on injections.
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        With cutout_path and mag_r.
+    store : lensaudit.pixels.store.Store
+    bias : pandas.DataFrame, optional
+        From `measure_bias`.
+    block : int
+        Stamps read at once.
+
+    Returns
+    -------
+    pandas.DataFrame
+        `rows` with the columns of `detectability.measure_arcs`.
+    """
+    rows = rows.reset_index(drop=True)
+    paths = list(rows["cutout_path"])
+    parts = [measure_arcs(store.read_box(paths[i : i + block], RENDER_SIZE)) for i in range(0, len(paths), block)]
+    if not parts:
+        raise UserError("no stamps to measure; the table of rows is empty")
+    measured = pd.concat(parts, ignore_index=True)
+    if bias is not None:
+        measured = correct_bias(measured, rows["mag_r"], bias)
+    return pd.concat([rows, measured.drop(columns=[c for c in measured if c in rows])], axis=1)
+
+
+def make_control(table, kind):
+    """Turn closure injections into those of a negative control that keeps the hosts.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Injection table.
+    kind : str
+        ``"faint"``: every arc 1 mag fainter than it should be, nothing else changed; ``"red"``: source g-r = 1.15.
+
+    Returns
+    -------
+    pandas.DataFrame
+    """
+    table = table.copy()
+    if kind == "faint":
+        for name in [c for c in table if c.startswith(("mag_source_", "mag_lensed_"))]:
+            table[name] = table[name] + 1.0
+        table["arc_snr_true"] = table["arc_snr_true"] * 10.0**-0.4
+    elif kind == "red":
+        shift = table["mag_source_r"] + 1.15 - table["mag_source_g"]
+        table["mag_source_g"] = table["mag_source_g"] + shift
+        if "mag_lensed_g" in table:
+            table["mag_lensed_g"] = table["mag_lensed_g"] + shift
+    else:
+        raise UserError(f"control {kind!r} unknown; use faint or red, or a variant of the engine")
+    return table
+
+
+def spoil_psfsize(hosts, factor=1.2):
+    """Return hosts whose psfsize is wrong by a factor for the engine: a planted error in photometry.
+
+    The covariate psfsize_r of the injections must be taken from the true hosts afterwards (`restore_conditions`).
+    """
+    return hosts.assign(**{name: hosts[name] * factor for name in hosts if name.startswith("psfsize_")})
+
+
+def restore_conditions(table, hosts):
+    """Put the hosts' published conditions back on injections rendered with spoiled ones."""
+    own = hosts.set_index("host_index").loc[table["host_index"].to_numpy()]
+    return table.assign(**{name: own[name].to_numpy() for name in HOST_COLUMNS if name in own})

@@ -1,0 +1,349 @@
+"""Completeness in cells of theta_E x seeing x depth, its marginals, C(theta_E, z_l), and the table of two gates.
+
+Seeing is psfsize_r as published, depth the 5-sigma point-source depth from psfdepth_r. Cell edges lie half a step
+outside the centres; hosts outside them are counted and left out, never moved into an edge cell. Nothing is smoothed or
+merged: cells that lack injections, effective size or bricks are marked.
+"""
+
+import numpy as np
+import pandas as pd
+
+from lensaudit import rng as streams
+from lensaudit import stats
+from lensaudit.artifacts import UserError
+
+AXES = ("theta_E", "seeing", "depth")
+COLUMN_OF = {"theta_E": "theta_E", "seeing": "psfsize_r", "depth": "depth_r"}
+CELL_COLUMNS = (
+    "threshold_name", "threshold", *AXES, "n", "k", "n_hosts", "n_bricks", "n_eff", "rho_host", "rho_brick",
+    "completeness", "lower_68", "upper_68", "lower_95", "upper_95", "footprint_weight", "untied_fraction",
+    "sufficient", "reason",
+)  # fmt: skip
+
+
+def make_edges(centres):
+    """Return the bin edges of regular centres: half a step outside the first and last.
+
+    Raises
+    ------
+    UserError
+        When the centres are not regular.
+    """
+    centres = np.asarray(centres, dtype=float)
+    steps = np.diff(centres)
+    if len(centres) < 2 or np.any(steps <= 0) or not np.allclose(steps, steps[0]):
+        raise UserError(f"grid centres {centres.tolist()} are not rising in equal steps")
+    return np.append(centres - 0.5 * steps[0], centres[-1] + 0.5 * steps[0])
+
+
+def make_grid(config, depth=None):
+    """Return the axes of a grid as a dict of centres, from the `completeness` section; `depth` replaces its depths."""
+    section = config.completeness
+    return {"theta_E": section.theta_E, "seeing": section.seeing, "depth": depth or section.depth}
+
+
+def assign_cells(table, grid):
+    """Return the cell number of each row (row-major over theta_E, seeing, depth), -1 outside the grid.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        With theta_E, psfsize_r [arcsec], depth_r [mag].
+    grid : dict of axis name -> centres
+    """
+    number = np.zeros(len(table), dtype=np.int64)
+    outside = np.zeros(len(table), dtype=bool)
+    for axis in AXES:
+        edges, values = make_edges(grid[axis]), table[COLUMN_OF[axis]].to_numpy(dtype=float)
+        index = np.digitize(values, edges) - 1
+        index[values == edges[-1]] = len(grid[axis]) - 1
+        bad = (index < 0) | (index >= len(grid[axis])) | ~np.isfinite(values)
+        number = number * len(grid[axis]) + np.where(bad, 0, index)
+        outside |= bad
+    return np.where(outside, -1, number)
+
+
+def assign_columns(table, grid):
+    """Return the seeing x depth column number of each row (row-major), -1 outside the grid."""
+    cells = assign_cells(table.assign(theta_E=grid["theta_E"][0]), grid)
+    return cells
+
+
+def pool_correlations(flag, cell, host, brick):
+    """Return rho_h and rho_b of the recovered flag inside a host and inside a brick, pooled over cells (SPEC 8.2)."""
+    flag, cell = np.asarray(flag, dtype=float), np.asarray(cell)
+    mean = pd.Series(flag).groupby(cell).transform("mean").to_numpy()
+    n_cells = int(cell.max(initial=0)) + 1
+    hosts = stats.encode_groups(host) * n_cells + cell
+    bricks = stats.encode_groups(brick) * n_cells + cell
+    return stats.pair_correlation(flag, hosts, bricks, expected=mean)
+
+
+def count_cells(table, grid, thresholds, config, parent=None):
+    """Count injected and recovered arcs per cell and threshold, with intervals that know of reused hosts and bricks.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Scored grid injections: theta_E, psfsize_r, depth_r, logit, host_index, brickname, footprint_weight, untied.
+    grid : dict of axis name -> centres
+    thresholds : dict of name -> float
+        On the logit.
+    config : lensaudit.config.Config
+    parent : pandas.DataFrame, optional
+        Galaxies before the exposure cut (psfsize_r, depth_r, nobs_g, nobs_r, nobs_z), which tells why a column has
+        no host.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per threshold and cell, columns `CELL_COLUMNS`. completeness = k/n; bounds are those of a Jeffreys
+        posterior with n_eff trials and n_eff k/n successes.
+    """
+    cell = assign_cells(table, grid)
+    inside = table[cell >= 0].assign(cell=cell[cell >= 0])
+    shape = tuple(len(grid[axis]) for axis in AXES)
+    base = _describe_cells(inside, shape, grid)
+    why = explain_columns(grid, config, table, parent)
+    base["reason"] = [_judge(row, why[i % (shape[1] * shape[2])], config) for i, row in enumerate(base.itertuples())]
+    groups = {number: rows for number, rows in inside.groupby("cell").indices.items()}
+    host, brick = stats.encode_groups(inside["host_index"]), stats.encode_groups(inside["brickname"])
+    parts = []
+    for name, threshold in thresholds.items():
+        flag = inside["logit"].to_numpy() > threshold
+        rho = pool_correlations(flag, inside["cell"].to_numpy(), host, brick)
+        part = base.assign(threshold_name=name, threshold=float(threshold), k=0, n_eff=0.0, rho_host=rho[0],
+                           rho_brick=rho[1])  # fmt: skip
+        k, n_eff = np.zeros(len(base), dtype=np.int64), np.zeros(len(base))
+        for number, rows in groups.items():
+            k[number] = flag[rows].sum()
+            n_eff[number] = stats.effective_n(host[rows], brick[rows], *rho)
+        parts.append(_add_intervals(part.assign(k=k, n_eff=n_eff), config))
+    return pd.concat(parts, ignore_index=True)[list(CELL_COLUMNS)]
+
+
+def _describe_cells(inside, shape, grid):
+    n_cells = int(np.prod(shape))
+    index = np.stack(np.unravel_index(np.arange(n_cells), shape), axis=1)
+    base = pd.DataFrame({axis: np.asarray(grid[axis], float)[index[:, i]] for i, axis in enumerate(AXES)})
+    grouped = inside.groupby("cell")
+    for name, column in (("n_hosts", "host_index"), ("n_bricks", "brickname")):
+        base[name] = grouped[column].nunique().reindex(range(n_cells), fill_value=0).astype(np.int64)
+    base["n"] = grouped.size().reindex(range(n_cells), fill_value=0).astype(np.int64)
+    weight = inside.drop_duplicates(["cell", "host_index"]).groupby("cell")["footprint_weight"].sum()
+    base["footprint_weight"] = weight.reindex(range(n_cells), fill_value=0.0)
+    untied = grouped["untied"].mean() if "untied" in inside else pd.Series(dtype=float)
+    base["untied_fraction"] = untied.reindex(range(n_cells)).astype(float)
+    return base
+
+
+def explain_columns(grid, config, hosts, parent=None):
+    """Say for each seeing x depth column why it has no host; empty text where it has one.
+
+    Returns
+    -------
+    list of str
+        Row-major over seeing, depth.
+    """
+    n = len(grid["seeing"]) * len(grid["depth"])
+    has_host = np.isin(np.arange(n), assign_columns(hosts, grid))
+    if parent is None:
+        return ["" if flag else "no host" for flag in has_host]
+    columns = assign_columns(parent, grid)
+    exposed = (parent[["nobs_g", "nobs_r", "nobs_z"]].min(axis=1) >= config.sampling.nobs_min).to_numpy()
+    any_galaxy = np.isin(np.arange(n), columns)
+    any_exposed = np.isin(np.arange(n), columns[exposed])
+    out = []
+    for column in range(n):
+        if has_host[column]:
+            out.append("")
+        elif not any_galaxy[column]:
+            out.append("no survey area")
+        elif not any_exposed[column]:
+            out.append(f"outside the parent sample (NOBS >= {config.sampling.nobs_min})")
+        else:
+            out.append("no test host")
+    return out
+
+
+def _judge(row, column_reason, config):
+    section = config.completeness
+    if row.n == 0:
+        return column_reason or "no injection"
+    if row.n < section.min_injections:
+        return f"fewer than {section.min_injections} injections"
+    if row.n_bricks < section.min_bricks:
+        return f"hosts from fewer than {section.min_bricks} bricks"
+    return ""
+
+
+def _add_intervals(part, config):
+    with np.errstate(invalid="ignore"):
+        part["completeness"] = part["k"] / part["n"].where(part["n"] > 0)
+    fraction = part["completeness"].fillna(0.0).to_numpy()
+    for level, name in ((0.68, "68"), (0.95, "95")):
+        lower, upper = stats.jeffreys_interval(part["n_eff"] * fraction, part["n_eff"], level)
+        part[f"lower_{name}"], part[f"upper_{name}"] = lower, upper
+    small = (part["reason"] == "") & (part["n_eff"] < config.completeness.min_n_eff)
+    part["reason"] = part["reason"].where(~small, f"effective size below {config.completeness.min_n_eff:g}")
+    part["sufficient"] = part["reason"] == ""
+    return part
+
+
+def average_cells(cells, axes, table, grid, thresholds, config, weighting="footprint"):
+    """Average completeness over the axes not named, with brick-bootstrap intervals.
+
+    Parameters
+    ----------
+    cells : pandas.DataFrame
+        From `count_cells`; only sufficient cells enter.
+    axes : sequence of str
+        Axes kept, such as ``("theta_E",)``; empty for the overall average.
+    table : pandas.DataFrame
+        The injections behind `cells`.
+    grid : dict
+    thresholds : dict of name -> float
+    config : lensaudit.config.Config
+    weighting : str
+        ``"footprint"`` gives each seeing x depth column its share of the survey, ``"flat"`` every cell the same.
+
+    Returns
+    -------
+    pandas.DataFrame
+        threshold_name, the axes kept, completeness, lower, upper (95 %), n_cells, weighting.
+    """
+    number = assign_cells(table, grid)
+    host_brick = stats.encode_groups(table["brickname"])
+    parts = []
+    for name, threshold in thresholds.items():
+        own = cells[cells["threshold_name"] == name].reset_index(drop=True)
+        column_weight = own.groupby(["seeing", "depth"])["footprint_weight"].transform("max")
+        weight = np.where(own["sufficient"], column_weight if weighting == "footprint" else 1.0, 0.0)
+        flag = (table["logit"].to_numpy() > threshold).astype(float)
+        use = number >= 0
+        label = own.groupby(list(axes)).ngroup().to_numpy() if axes else np.zeros(len(own), dtype=int)
+        mean = _average(own["n"], own["k"], weight, label)
+        draws = _draw_averages(number[use], flag[use], host_brick[use], weight, label, len(own), config, name)
+        lower, upper = stats.summarise_draws(draws)
+        first = own.groupby(label)[list(axes)].first() if axes else pd.DataFrame(index=[0])
+        part = first.assign(threshold_name=name, completeness=mean, lower=lower, upper=upper, weighting=weighting,
+                            n_cells=pd.Series(weight > 0).groupby(label).sum().to_numpy())  # fmt: skip
+        parts.append(part.reset_index(drop=True))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _average(n, k, weight, label):
+    n, k = np.asarray(n, dtype=float), np.asarray(k, dtype=float)
+    use = np.where(n > 0, weight, 0.0)
+    fraction = np.divide(k, n, out=np.zeros_like(k), where=n > 0)
+    top = np.bincount(label, weights=use * fraction)
+    bottom = np.bincount(label, weights=use)
+    return np.divide(top, bottom, out=np.full(len(top), np.nan), where=bottom > 0)
+
+
+def _draw_averages(number, flag, brick, weight, label, n_cells, config, name):
+    generator = streams.make_stream(config.seed, "audit/completeness/average", name)
+    n_bricks = int(brick.max(initial=0)) + 1
+    pair = number * n_bricks + brick
+    codes, inverse = np.unique(pair, return_inverse=True)
+    count = np.bincount(inverse).astype(float)
+    found = np.bincount(inverse, weights=flag)
+    cell_of, brick_of = codes // n_bricks, codes % n_bricks
+    draws = []
+    for _ in range(config.evaluation.n_bootstrap // 5 or 1):
+        times = np.bincount(generator.integers(0, n_bricks, n_bricks), minlength=n_bricks)[brick_of]
+        n = np.bincount(cell_of, weights=times * count, minlength=n_cells)
+        k = np.bincount(cell_of, weights=times * found, minlength=n_cells)
+        draws.append(_average(n, k, weight, label))
+    return np.asarray(draws)
+
+
+def tabulate_bins(table, columns, thresholds, level=0.95):
+    """Completeness in bins of any columns, such as C(theta_E, z_l), with the n_eff rule of the cells.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Scored injections.
+    columns : dict of column -> edges
+    thresholds : dict of name -> float
+    level : float
+
+    Returns
+    -------
+    pandas.DataFrame
+        threshold_name, the column's bin centres, n, k, n_hosts, n_eff, completeness, lower, upper.
+    """
+    missing = [name for name in columns if name not in table]
+    if missing:
+        raise UserError(f"injections have no column {', '.join(missing)}; they have {', '.join(sorted(table)[:10])} ...")
+    codes = {name: pd.cut(table[name], edges, labels=False) for name, edges in columns.items()}
+    keep = np.all([code.notna() for code in codes.values()], axis=0)
+    inside = table[keep].reset_index(drop=True)
+    if inside.empty:
+        raise UserError(f"no injection lies inside the bins of {', '.join(columns)}")
+    code = np.zeros(len(inside), dtype=np.int64)
+    for name, edges in columns.items():
+        code = code * (len(edges) - 1) + codes[name][keep].to_numpy(dtype=np.int64)
+    host, brick = stats.encode_groups(inside["host_index"]), stats.encode_groups(inside["brickname"])
+    shape, rows = tuple(len(edges) - 1 for edges in columns.values()), []
+    for name, threshold in thresholds.items():
+        flag = inside["logit"].to_numpy() > threshold
+        rho = pool_correlations(flag, code, host, brick)
+        for number, members in pd.Series(code).groupby(code).indices.items():
+            n, k = len(members), int(flag[members].sum())
+            n_eff = stats.effective_n(host[members], brick[members], *rho)
+            lower, upper = stats.jeffreys_interval(n_eff * k / n, n_eff, level)
+            place = np.unravel_index(number, shape)
+            centres = {c: 0.5 * (e[i] + e[i + 1]) for (c, e), i in zip(columns.items(), place, strict=True)}
+            rows.append({"threshold_name": name, **centres, "n": n, "k": k, "n_eff": n_eff, "completeness": k / n,
+                         "n_hosts": len(np.unique(host[members])), "lower": lower, "upper": upper})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def tabulate_gates(table, gate_threshold, threshold, by=None, population=""):
+    """Cross the detectability gate D with the model M (SPEC 8.6).
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        With detectability and logit, and the columns of `by`.
+    gate_threshold, threshold : float
+        On detectability and on the logit, at the same false-positive rate on the same negatives.
+    by : dict of column -> edges, optional
+        One column; without it one row over all.
+    population : str
+        Copied to the table.
+
+    Returns
+    -------
+    pandas.DataFrame
+        n, n_detectable, n_both, n_model_only, n_gate_only, n_neither; p_d = P(D), p_m_d = P(M|D), p_m_nd = P(M|not D)
+        with 95 % Jeffreys bounds; recall = p_m_d p_d + p_m_nd (1 - p_d); missed_invisible and missed_visible, the
+        shares of the misses that gate D does not and does see.
+    """
+    if by is None:
+        return pd.DataFrame([_cross(table, gate_threshold, threshold) | {"population": population, "axis": "all",
+                                                                         "lower_edge": np.nan, "upper_edge": np.nan}])
+    rows = []
+    for column, edges in by.items():
+        for low, high in zip(edges[:-1], edges[1:], strict=True):
+            own = table[(table[column] >= low) & (table[column] < high)]
+            rows.append(_cross(own, gate_threshold, threshold)
+                        | {"population": population, "axis": column, "lower_edge": low, "upper_edge": high})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _cross(table, gate_threshold, threshold):
+    d = table["detectability"].to_numpy() > gate_threshold
+    m = table["logit"].to_numpy() > threshold
+    n, n_d, both, model = len(table), int(d.sum()), int((d & m).sum()), int((m & ~d).sum())
+    missed = n - both - model
+    out = {"n": n, "n_detectable": n_d, "n_both": both, "n_model_only": model, "n_gate_only": n_d - both,
+           "n_neither": n - n_d - model}  # fmt: skip
+    parts = (("p_d", n_d, n), ("p_m_d", both, n_d), ("p_m_nd", model, n - n_d), ("recall", both + model, n),
+             ("missed_invisible", n - n_d - model, missed), ("missed_visible", n_d - both, missed))  # fmt: skip
+    for name, k, total in parts:
+        lower, upper = stats.jeffreys_interval(k, total)
+        out |= {name: k / total if total else np.nan, f"{name}_lower": lower, f"{name}_upper": upper}
+    return out
