@@ -25,7 +25,7 @@ CENTRAL_BOX = 50 * PIXEL_SCALE  # arcsec, side of the box in which at most 2 % m
 CORE_RADIUS = 8 * PIXEL_SCALE  # arcsec, inside which nothing may be missing
 MAX_CENTRAL_GAP = 0.02
 
-NPZ_ERRORS = (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+NPZ_ERRORS = (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 FITS_ERRORS = (OSError, TypeError, ValueError, KeyError, IndexError, fits.VerifyError)
 
 
