@@ -7,6 +7,8 @@ host are kept together. Nothing here knows of lenses, thresholds on disk or conf
 import numpy as np
 from scipy import special, stats
 
+MIN_DELONG = 2  # objects of each class that the DeLong variance needs
+
 
 def jeffreys_interval(k, n, level=0.95):
     """Equal-tailed interval of the Jeffreys posterior Beta(k + 1/2, n - k + 1/2).
@@ -105,7 +107,7 @@ def encode_groups(groups):
 
 
 def pair_correlation(flag, host, brick, expected=None):
-    """Correlation of a flag between two injections of one host, and of two hosts of one brick.
+    """Correlation of a flag between two rows of one host, and between two hosts of one brick.
 
     Parameters
     ----------
@@ -194,21 +196,10 @@ def draw_multiplicities(groups, n, rng, chunk=64):
 
 
 def cluster_bootstrap(values, groups, n, rng, weights=None):
-    """Bootstrap over groups of a weighted mean, or of any statistic of row multiplicities.
+    """Bootstrap over groups (N,) of a weighted mean of values (N,), or of any statistic of row multiplicities.
 
-    Parameters
-    ----------
-    values : array_like of shape (N,) or callable
-        Values whose weighted mean is wanted, or ``function(multiplicities (B, N)) -> (B,) or (B, ...)``.
-    groups : array_like of shape (N,)
-    n : int
-    rng : numpy.random.Generator
-    weights : array_like of shape (N,), optional
-        Only with array values.
-
-    Returns
-    -------
-    ndarray of shape (n, ...)
+    `values` may be ``function(multiplicities (B, N)) -> (B,) or (B, ...)``; `weights` (N,) go with array values only.
+    Returns an ndarray of shape (n, ...).
     """
     if callable(values):
         return np.concatenate([np.asarray(values(m)) for m in draw_multiplicities(groups, n, rng)])
@@ -312,38 +303,45 @@ def tpr_at_count(score, label, n_false):
     return float(Ranking(score, label).tpr_at_false_positives(n_false)[0])
 
 
+def place_scores(label, score):
+    """Return the AUC and the DeLong placements of positives (m,) and negatives (n,), by mid-ranks (Sun & Xu 2014)."""
+    label, score = np.asarray(label).astype(bool), np.asarray(score, dtype=float)
+    m, n = int(label.sum()), int((~label).sum())
+    if min(m, n) < MIN_DELONG:
+        raise ValueError("the DeLong variance needs two objects of each class")
+    rank = stats.rankdata(score)
+    v10 = (rank[label] - stats.rankdata(score[label])) / n
+    v01 = 1.0 - (rank[~label] - stats.rankdata(score[~label])) / m
+    return float(v10.mean()), v10, v01
+
+
+def auc_interval(label, score, level=0.95):
+    """AUC with the DeLong interval taken on the logit of the AUC; returns auc, lower, upper (floats)."""
+    auc, v10, v01 = place_scores(label, score)
+    sigma = np.sqrt(np.var(v10, ddof=1) / len(v10) + np.var(v01, ddof=1) / len(v01))
+    inner = np.clip(auc, 1e-6, 1 - 1e-6)
+    half = stats.norm.ppf(0.5 + 0.5 * level) * sigma / (inner * (1 - inner))
+    return auc, float(special.expit(special.logit(inner) - half)), float(special.expit(special.logit(inner) + half))
+
+
 def delong_test(label, score_a, score_b):
-    """Compare two AUCs on the same objects.
+    """Compare two AUCs on the same objects (DeLong, DeLong & Clarke-Pearson 1988, Biometrics 44, 837).
 
     Parameters
     ----------
-    label : array_like of shape (N,)
-    score_a, score_b : array_like of shape (N,)
+    label, score_a, score_b : array_like of shape (N,)
 
     Returns
     -------
     dict
         ``auc_a``, ``auc_b``, ``difference``, ``sigma``, ``z``, ``p`` (two-sided).
-
-    Notes
-    -----
-    DeLong, DeLong & Clarke-Pearson 1988, Biometrics 44, 837, with mid-ranks (Sun & Xu 2014).
     """
-    label = np.asarray(label).astype(bool)
-    m, n = int(label.sum()), int((~label).sum())
-    if m < 2 or n < 2:
-        raise ValueError("the DeLong test needs two objects of each class")
-    parts = []
-    for score in (np.asarray(score_a, float), np.asarray(score_b, float)):
-        rank = stats.rankdata(score)
-        v10 = (rank[label] - stats.rankdata(score[label])) / n
-        v01 = 1.0 - (rank[~label] - stats.rankdata(score[~label])) / m
-        parts.append((v10.mean(), v10, v01))
-    (auc_a, a10, a01), (auc_b, b10, b01) = parts
-    variance = np.var(a10 - b10, ddof=1) / m + np.var(a01 - b01, ddof=1) / n
+    auc_a, a10, a01 = place_scores(label, score_a)
+    auc_b, b10, b01 = place_scores(label, score_b)
+    variance = np.var(a10 - b10, ddof=1) / len(a10) + np.var(a01 - b01, ddof=1) / len(a01)
     difference, sigma = auc_a - auc_b, float(np.sqrt(variance))
     z = difference / sigma if sigma > 0 else 0.0
-    return {"auc_a": float(auc_a), "auc_b": float(auc_b), "difference": float(difference), "sigma": sigma,
+    return {"auc_a": auc_a, "auc_b": auc_b, "difference": float(difference), "sigma": sigma,
             "z": float(z), "p": float(2.0 * stats.norm.sf(abs(z)))}  # fmt: skip
 
 
