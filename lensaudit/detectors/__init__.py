@@ -1,0 +1,1 @@
+"""Detectors: architectures, training, scoring, and detectors brought from elsewhere."""

@@ -1,0 +1,1 @@
+"""Stamps: sources, storage, quality and preprocessing."""
