@@ -1,0 +1,410 @@
+"""Closure: do injections predict the recall of held-out lenses? (SPEC 8.7, on one sky.)
+
+Order of events: `recovery.choose_model` sees injections only and is written down; then `join_lenses` brings the held-out
+lenses and, on the simulated sky, the theta_E of the truth table handed in; then `run_closure` compares. Negative
+controls go through the same functions with wrong injections in place of the right ones. Every control is tested on two
+rows: the conditional row (8.7 as written) and the twins row, because conditioning on the measured arc_snr can hide a
+wrong brightness; a control counts as caught when either row does not close, and the row that caught it is named.
+
+Left for later: more than one sky, population closure on blank bricks.
+"""
+
+import numpy as np
+import pandas as pd
+
+from lensaudit import rng as streams
+from lensaudit import stats
+from lensaudit.artifacts import UserError
+from lensaudit.audit.recovery import SUPPORT_BANDWIDTH, KernelModel, fit_model, fit_scaler, has_covariates
+
+TERTILE_AXES = {"theta_E": "theta_E", "seeing": "psfsize_r", "depth": "depth_r"}
+N_PARAMETRIC = 2000
+MUST_FAIL = ("random_hosts", "faint")
+GRID_MIN_N_EFF = 30.0
+GRID_MAX_WEIGHT = 0.05  # of the sum
+VERDICTS = ("closes", "does not close", "inconclusive", "too few")
+
+
+def join_lenses(measurements, truth=None, tier="A", split="test"):
+    """Return the held-out lenses closure is taken on.
+
+    Parameters
+    ----------
+    measurements : pandas.DataFrame
+        Blind measurements of positives with split, tier, survey columns and logit.
+    truth : pandas.DataFrame, optional
+        Truth table of the simulated sky (galaxy_id, theta_E); wrong catalogue entries drop out by it. Without it the
+        table must hold theta_E or arc_radius, which then stands for it on both sides.
+    tier, split : str
+
+    Raises
+    ------
+    UserError
+        When no such lens is left or theta_E is not known.
+    """
+    lenses = measurements[(measurements["split"] == split) & (measurements["tier"] == tier)].copy()
+    if truth is not None:
+        known = truth.drop_duplicates("galaxy_id").set_index("galaxy_id")["theta_E"]
+        lenses["theta_E"] = lenses["galaxy_id"].map(known)
+        lenses = lenses[lenses["theta_E"].notna()]
+    elif "theta_E" not in lenses:
+        raise UserError("held-out lenses have no theta_E; hand in a truth table or measure arc_radius on both sides")
+    lenses = lenses[lenses["logit"].notna()]
+    if lenses.empty:
+        raise UserError(f"no scored {split} lens of tier {tier} is left for closure; check samples.parquet and scores")
+    return lenses.reset_index(drop=True)
+
+
+def find_supported(lenses, injections, config):
+    """Return which lenses have a local effective size of injections of at least `closure.min_local_n_eff`.
+
+    Returns
+    -------
+    supported : ndarray of bool, shape (n_lenses,)
+    n_eff : ndarray of shape (n_lenses,)
+        Host-clustered Kish size of a Gaussian kernel half a (robust) standard deviation wide in every covariate.
+    """
+    good = has_covariates(lenses)
+    kernel = KernelModel(injections, np.zeros(len(injections)), SUPPORT_BANDWIDTH, fit_scaler(injections))
+    n_eff = np.where(good, kernel.local_n_eff(lenses), 0.0)
+    return n_eff >= config.closure.min_local_n_eff, n_eff
+
+
+def compare_recall(lenses, recovered, p, draws, config, name):
+    """Compare observed recall with predicted, overall and in tertiles, and give the verdict.
+
+    Parameters
+    ----------
+    lenses : pandas.DataFrame
+        Supported lenses.
+    recovered : array_like of bool, shape (n,)
+    p : ndarray of shape (n,)
+        Predicted P(recovered) of each lens.
+    draws : ndarray of shape (B, n)
+        Host-clustered bootstrap draws of `p`.
+    config : lensaudit.config.Config
+    name : str
+        Names the random stream.
+
+    Returns
+    -------
+    dict
+        recall with its Jeffreys interval (shown, not used), predicted with the 95 % predictive interval of the recall,
+        n_lenses, half_width, tertiles (bins, max_abs_z, limit), inside, tertiles_inside, closes, verdict.
+
+    Notes
+    -----
+    Predictive variance = sum p (1 - p) / n^2 + variance of mean(p) over the bootstrap.
+    """
+    n, k = len(p), int(np.sum(recovered))
+    if n == 0:
+        return _empty_row("too few")
+    recall_lower, recall_upper = stats.jeffreys_interval(k, n)
+    sigma = np.sqrt(np.sum(p * (1 - p)) / n**2 + np.var(draws.mean(axis=1)))
+    predicted = float(p.mean())
+    lower, upper = max(predicted - 1.96 * sigma, 0.0), min(predicted + 1.96 * sigma, 1.0)
+    tertiles = compare_tertiles(lenses, recovered, p, draws, config, name)
+    row = {"recall": k / n, "recall_lower": recall_lower, "recall_upper": recall_upper, "predicted": predicted,
+           "predicted_lower": lower, "predicted_upper": upper, "n_lenses": n, "n_recovered": k,
+           "half_width": 0.5 * (upper - lower), "z": (k / n - predicted) / max(sigma, 1e-12), "tertiles": tertiles,
+           "inside": bool(lower <= k / n <= upper),
+           "tertiles_inside": bool(tertiles["max_abs_z"] <= tertiles["limit"])}  # fmt: skip
+    return row | decide_verdict(row, config)
+
+
+def _empty_row(verdict):
+    numbers = ("recall", "recall_lower", "recall_upper", "predicted", "predicted_lower", "predicted_upper",
+               "half_width", "z")  # fmt: skip
+    return dict.fromkeys(numbers, np.nan) | {
+        "n_lenses": 0, "n_recovered": 0, "tertiles": {"bins": [], "max_abs_z": np.nan, "limit": np.nan},
+        "inside": False, "tertiles_inside": False, "closes": False, "verdict": verdict,
+    }  # fmt: skip
+
+
+def decide_verdict(row, config):
+    """Apply 8.7's rule to a row with inside, tertiles_inside, half_width, n_lenses.
+
+    Returns
+    -------
+    dict
+        closes (bool) and verdict, one of `VERDICTS`. With fewer lenses than `closure.min_lenses` the verdict is "too
+        few" whatever the numbers (inside and tertiles_inside still tell); then a recall or tertile outside is "does
+        not close"; then an interval wider than `closure.max_half_width` is "inconclusive".
+    """
+    if row["n_lenses"] < config.closure.min_lenses:
+        verdict = "too few"
+    elif not (row["inside"] and row["tertiles_inside"]):
+        verdict = "does not close"
+    elif row["half_width"] > config.closure.max_half_width:
+        verdict = "inconclusive"
+    else:
+        verdict = "closes"
+    return {"closes": verdict == "closes", "verdict": verdict}
+
+
+def assign_tertiles(lenses):
+    """Return axis name -> (tertile number of each lens, three edges pairs), cut at the lenses' own terciles."""
+    out = {}
+    for axis, column in TERTILE_AXES.items():
+        values = lenses[column].to_numpy(dtype=float)
+        edges = np.quantile(values, [0.0, 1 / 3, 2 / 3, 1.0])
+        out[axis] = (np.searchsorted(edges[1:3], values, side="left"), edges)
+    return out
+
+
+def compare_tertiles(lenses, recovered, p, draws, config, name):
+    """Compare recall and prediction in nine tertile bins; the limit of max |z| is from a parametric bootstrap.
+
+    Returns
+    -------
+    dict
+        bins (list of dict: axis, lower_edge, upper_edge, n, recall with Jeffreys bounds, predicted, z), max_abs_z, and
+        limit, its 95 % value when lenses are recovered with probabilities drawn from the bootstrap of `p`.
+    """
+    member, rows = [], []
+    recovered = np.asarray(recovered, dtype=float)
+    for axis, (number, edges) in assign_tertiles(lenses).items():
+        for third in range(3):
+            use = number == third
+            if use.any():
+                member.append(use)
+                lower, upper = stats.jeffreys_interval(recovered[use].sum(), use.sum())
+                rows.append({"axis": axis, "lower_edge": edges[third], "upper_edge": edges[third + 1],
+                             "n": int(use.sum()), "recall": recovered[use].mean(), "recall_lower": lower,
+                             "recall_upper": upper, "predicted": p[use].mean()})  # fmt: skip
+    member = np.asarray(member, dtype=float)
+    size = member.sum(axis=1)
+    variance = (member @ (p * (1 - p))) + np.var(draws @ member.T, axis=0)
+    scale = np.sqrt(np.maximum(variance, 1e-9))
+    z = (member @ (recovered - p)) / scale
+    for row, value, width in zip(rows, z, 1.96 * scale / size, strict=True):
+        row |= {"z": value, "predicted_lower": max(row["predicted"] - width, 0.0),
+                "predicted_upper": min(row["predicted"] + width, 1.0)}  # fmt: skip
+    generator = streams.make_stream(config.seed, "audit/closure/parametric", name)
+    chosen = draws[generator.integers(0, len(draws), N_PARAMETRIC)]
+    simulated = (generator.random(chosen.shape) < chosen).astype(float)
+    limit = np.quantile(np.abs((simulated - p) @ member.T / scale).max(axis=1), 0.95)
+    return {"bins": rows, "max_abs_z": float(np.abs(z).max()), "limit": float(limit)}
+
+
+def close_conditional(lenses, injections, threshold, choice, config, name):
+    """Close on p_i = P(recovered | covariates of lens i) from the injections: 8.7's main row.
+
+    Parameters
+    ----------
+    lenses : pandas.DataFrame
+        All held-out lenses with covariates and logit; unsupported ones are counted and left out of both sides.
+    injections : pandas.DataFrame
+        Scored closure set (or a control's).
+    threshold : float
+        On the logit.
+    choice : dict
+        From `recovery.choose_model`.
+    config : lensaudit.config.Config
+    name : str
+
+    Returns
+    -------
+    row : dict
+        As `compare_recall`, with n_unsupported and model.
+    table : pandas.DataFrame
+        galaxy_id, supported, local_n_eff, p, recovered of every lens.
+    """
+    supported, n_eff = find_supported(lenses, injections, config)
+    use = lenses[supported].reset_index(drop=True)
+    recovered = (use["logit"] > threshold).to_numpy()
+    flag = (injections["logit"] > threshold).to_numpy()
+    table = lenses[["galaxy_id"]].assign(supported=supported, local_n_eff=n_eff, p=np.nan,
+                                         recovered=(lenses["logit"] > threshold).to_numpy())  # fmt: skip
+    if len(use):
+        model = fit_model(choice, injections, flag, fit_scaler(injections))
+        generator = streams.make_stream(config.seed, "audit/closure/bootstrap", name)
+        p, draws = model.predict(use), model.draw(use, config.closure.n_bootstrap, generator)
+        table.loc[supported, "p"] = p
+        row = compare_recall(use, recovered, p, draws, config, name)
+    else:
+        row = _empty_row("too few")
+    return row | {"n_unsupported": int((~supported).sum()), "model": f"{choice['kind']} {choice['parameter']:g}"}, table
+
+
+def close_twins(lenses, twins, threshold, config, name):
+    """Close on twins: injections with each lens's own true parameters in other, matched galaxies.
+
+    Parameters
+    ----------
+    lenses : pandas.DataFrame
+        The supported lenses of the main row.
+    twins : pandas.DataFrame
+        Scored twins with twin_of (galaxy_id of the lens) and host_index.
+    threshold : float
+    config : lensaudit.config.Config
+    name : str
+
+    Returns
+    -------
+    dict
+        As `compare_recall`, with n_twins and n_unsupported (lenses without a twin). The binomial term is corrected for
+        the finite number of twins per lens.
+    """
+    own = twins[twins["twin_of"].isin(lenses["galaxy_id"])]
+    counts = own.groupby("twin_of").size()
+    use = lenses[lenses["galaxy_id"].isin(counts.index[counts >= 2])].reset_index(drop=True)
+    own = own[own["twin_of"].isin(use["galaxy_id"])]
+    if use.empty:
+        return _empty_row("too few") | {"n_unsupported": len(lenses), "n_twins": 0}
+    lens = pd.Series(np.arange(len(use)), use["galaxy_id"]).loc[own["twin_of"]].to_numpy()
+    flag = (own["logit"].to_numpy() > threshold).astype(float)
+    size = np.bincount(lens, minlength=len(use))
+    p = np.bincount(lens, weights=flag, minlength=len(use)) / size
+    generator = streams.make_stream(config.seed, "audit/closure/twins", name)
+    draws = []
+    for times in stats.draw_multiplicities(own["host_index"].to_numpy(), config.closure.n_bootstrap, generator):
+        for row in times:
+            bottom = np.bincount(lens, weights=row, minlength=len(use))
+            top = np.bincount(lens, weights=row * flag, minlength=len(use))
+            draws.append(np.where(bottom > 0, top / np.maximum(bottom, 1e-9), p))
+    # p of a few twins is noisy: p (1 - p) is too small by 1 - 1/m, which is mended here by shrinking towards the mean.
+    steady = (p * size + p.mean()) / (size + 1)
+    row = compare_recall(use, (use["logit"] > threshold).to_numpy(), steady, np.asarray(draws), config, name)
+    return row | {"n_unsupported": len(lenses) - len(use), "n_twins": len(own)}
+
+
+def close_grid(lenses, grid, threshold, config, name, choice_bandwidth=SUPPORT_BANDWIDTH):
+    """Close on the plain grid, reweighted to the lenses' covariates with a kernel.
+
+    Parameters
+    ----------
+    lenses : pandas.DataFrame
+        The supported lenses of the main row.
+    grid : pandas.DataFrame
+        Scored grid injections with mu, arc_snr_true, weight; those outside the closure set's cuts or untied to their
+        host get no weight.
+    threshold : float
+    config : lensaudit.config.Config
+    name : str
+
+    Returns
+    -------
+    dict
+        As `compare_recall`, with n_eff (Kish, by host), max_weight, guard_ok (n_eff >= 30, no weight above 5 %).
+    """
+    section = config.injection
+    keep = (grid["mu"] > section.min_mu) & (grid["arc_snr_true"] > section.min_arc_snr_true)
+    if "untied" in grid:
+        keep &= ~grid["untied"].astype(bool)
+    base = grid.loc[keep, "weight"].to_numpy(dtype=float) if "weight" in grid else np.ones(int(keep.sum()))
+    own, good = grid[keep].reset_index(drop=True), np.isfinite(base) & (base > 0)
+    own, base = own[good].reset_index(drop=True), base[good]
+    if own.empty or lenses.empty:
+        return _empty_row("too few") | {"n_eff": 0.0, "max_weight": np.nan, "guard_ok": False, "n_unsupported": 0}
+    flag = (own["logit"] > threshold).to_numpy()
+    model = KernelModel(own, flag, choice_bandwidth, fit_scaler(own), base / base.mean())
+    supported = model.local_n_eff(lenses) >= config.closure.min_local_n_eff
+    use = lenses[supported].reset_index(drop=True)
+    if use.empty:
+        return _empty_row("too few") | {"n_eff": 0.0, "max_weight": np.nan, "guard_ok": False,
+                                        "n_unsupported": len(lenses)}  # fmt: skip
+    weight = model.weigh(use).astype(float)
+    mixture = (weight / weight.sum(axis=1, keepdims=True)).mean(axis=0)
+    n_eff = stats.kish_n_eff(mixture, own["host_index"].to_numpy())
+    generator = streams.make_stream(config.seed, "audit/closure/grid", name)
+    row = compare_recall(use, (use["logit"] > threshold).to_numpy(), model.predict(use),
+                         model.draw(use, config.closure.n_bootstrap, generator), config, name)  # fmt: skip
+    guard = bool(n_eff >= GRID_MIN_N_EFF and mixture.max() <= GRID_MAX_WEIGHT)
+    return row | {"n_eff": n_eff, "max_weight": float(mixture.max()), "guard_ok": guard,
+                  "n_unsupported": int((~supported).sum())}  # fmt: skip
+
+
+def run_closure(lenses, injections, twins, grid, controls, thresholds, choices, config, detector):
+    """Run all rows of closure at each operating point.
+
+    Parameters
+    ----------
+    lenses : pandas.DataFrame
+        From `join_lenses`.
+    injections, twins, grid : pandas.DataFrame
+        Scored closure set, twins, grid.
+    controls : dict of name -> (injections, twins)
+        Scored with the control's mistake in them.
+    thresholds : dict of name -> float
+        On the logit; the first is the headline.
+    choices : dict of name -> dict
+        From `recovery.choose_model`, one per operating point.
+    config : lensaudit.config.Config
+    detector : str
+        Id of the frozen detector.
+
+    Returns
+    -------
+    closure : dict
+        closure.json: the headline's keys at the top, every further operating point under its name.
+    lens_table : pandas.DataFrame
+        One row per lens and operating point.
+    """
+    out, tables = {}, []
+    for number, (name, threshold) in enumerate(thresholds.items()):
+        row, table = close_conditional(lenses, injections, threshold, choices[name], config, f"{name}/main")
+        supported = lenses[table["supported"].to_numpy()].reset_index(drop=True)
+        row["twins"] = close_twins(supported, twins, threshold, config, f"{name}/twins")
+        row["grid"] = close_grid(supported, grid, threshold, config, f"{name}/grid")
+        row["controls"] = {
+            kind: _close_control(kind, supported, tables_, threshold, choices[name], config, f"{name}/{kind}")
+            for kind, tables_ in controls.items()
+        }
+        row |= {"fpr": _read_fpr(name), "threshold": float(threshold), "detector": str(detector),
+                "model_scores": choices[name]["scores"]}  # fmt: skip
+        tables.append(table.assign(threshold_name=name))
+        out = row if number == 0 else out | {name: row}
+    return out, pd.concat(tables, ignore_index=True)
+
+
+def _close_control(kind, lenses, tables, threshold, choice, config, name):
+    conditional, _ = close_conditional(lenses, tables[0], threshold, choice, config, f"{name}/conditional")
+    twins = close_twins(lenses, tables[1], threshold, config, f"{name}/twins")
+    caught = [label for label, row in (("conditional", conditional), ("twins", twins))
+              if row["verdict"] == "does not close"]  # fmt: skip
+    return {"must_fail": kind in MUST_FAIL, "caught": bool(caught), "caught_by": caught, "conditional": conditional,
+            "twins": twins}  # fmt: skip
+
+
+def _read_fpr(name):
+    return float(name.removeprefix("fpr_")) if name.startswith("fpr_") else None
+
+
+def tabulate_closure(closure):
+    """Return the closure as a tidy table: one row per operating point and kind of row, for figures and the paper.
+
+    Returns
+    -------
+    pandas.DataFrame
+        operating_point, row (main, twins, grid, control name / conditional or twins), recall..., verdict.
+    """
+    keys = ("recall", "recall_lower", "recall_upper", "predicted", "predicted_lower", "predicted_upper", "n_lenses",
+            "n_unsupported", "z", "half_width", "closes", "verdict")  # fmt: skip
+    points = {"headline": closure} | {k: v for k, v in closure.items() if k.startswith("fpr_")}
+    rows = []
+    for point, entry in points.items():
+        parts = {"main": entry, "twins": entry["twins"], "grid": entry["grid"]}
+        for kind, control in entry["controls"].items():
+            parts |= {f"{kind} / conditional": control["conditional"], f"{kind} / twins": control["twins"]}
+        for name, part in parts.items():
+            rows.append({"operating_point": point, "fpr": entry["fpr"], "row": name, "n_eff": part.get("n_eff")}
+                        | {key: part.get(key) for key in keys}
+                        | {"max_abs_z": part["tertiles"]["max_abs_z"], "limit": part["tertiles"]["limit"]})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def tabulate_tertiles(closure):
+    """Return the headline's nine tertile bins as a table."""
+    return pd.DataFrame(closure["tertiles"]["bins"])
+
+
+def describe_closure(closure):
+    """Return the verdict as text for the terminal, red when it does not close."""
+    text = (f"closure at FPR {closure['fpr']:g}: recall {closure['recall']:.3f} of {closure['n_lenses']} lenses, "
+            f"predicted {closure['predicted']:.3f} [{closure['predicted_lower']:.3f}, "
+            f"{closure['predicted_upper']:.3f}], {closure['n_unsupported']} unsupported: {closure['verdict']}")  # fmt: skip
+    missed = [kind for kind, control in closure["controls"].items() if control["must_fail"] and not control["caught"]]
+    if missed:
+        text += f"; control(s) {', '.join(missed)} should have failed and did not"
+    return f"\033[31m{text}\033[0m" if closure["verdict"] == "does not close" or missed else text
