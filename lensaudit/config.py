@@ -63,6 +63,8 @@ class SamplingConfig:
     n_val: int = 13000
     n_test: int = 13000
     n1_fraction: float = 0.85
+    matched_fraction: float = 0.5  # of the training N1, shared among strata as positives are; the rest as the parent is
+    category_cap: float = 0.35  # largest share of N2 one confuser category may take
     healpix_nside: int = 128
     split_names: tuple = ("train", "val", "test")
     split_fractions: tuple = (0.70, 0.15, 0.15)
@@ -76,6 +78,9 @@ class CutoutsConfig:
     shard_rows: int = 2048
     workers: int = 2
     n_bootstrap: int = 200
+    viewer_url: str = "https://www.legacysurvey.org/viewer/fits-cutout"
+    viewer_connections: int = 4  # at once; the service gives about one cutout per second
+    viewer_retries: int = 5
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,7 @@ class TrainingConfig:
     patience: int = 10
     positive_repeats: int = 2
     bfloat16: bool = True
+    loss: str = "bce"  # or "focal" (0.25, 2)
 
 
 @dataclass(frozen=True)

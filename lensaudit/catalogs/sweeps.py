@@ -4,7 +4,6 @@ Start with `read_sweep` for one file, `read_sweeps` for many. FITS tables are me
 audit uses are converted, so the cost is that of those columns.
 """
 
-import re
 import warnings
 from pathlib import Path
 
@@ -36,7 +35,6 @@ UNITS = {"ra": "deg", "dec": "deg", "ebv": "mag", "shape_r": "arcsec", "flux_w1"
     for band in BANDS
 }  # fmt: skip
 _KINDS = {"i": "iu", "f": "f", "s": "SUO"}
-_BOX = re.compile(r"^sweep-(\d{3})([pm])(\d{3})-(\d{3})([pm])(\d{3})")
 
 
 def read_sweep(path, require=REQUIRED):
@@ -204,13 +202,3 @@ def join_survey(galaxies, photoz, footprint):
                         validate="1:1")
     table["footprint_weight"] = table["footprint_weight"].fillna(1.0).astype(float)
     return table.assign(quarter=table["quarter"].fillna(-1).astype(np.int64))
-
-
-def parse_box(filename):
-    """Return the sky box (ra_min, dec_min, ra_max, dec_max) in degrees of a sweep file's name, or None."""
-    found = _BOX.match(Path(filename).name)
-    if not found:
-        return None
-    sign = {"p": 1.0, "m": -1.0}
-    g = found.groups()
-    return float(g[0]), sign[g[1]] * float(g[2]), float(g[3]), sign[g[4]] * float(g[5])
