@@ -1,10 +1,10 @@
 """Closure: do injections predict the recall of held-out lenses? (SPEC 8.7, on one sky.)
 
-Order of events: `recovery.choose_model` sees injections only and is written down; then `join_lenses` brings the held-out
-lenses and, on the simulated sky, the theta_E of the truth table handed in; then `run_closure` compares. Negative
-controls go through the same functions with wrong injections in place of the right ones. Every control is tested on two
-rows: the conditional row (8.7 as written) and the twins row, because conditioning on the measured arc_snr can hide a
-wrong brightness; a control counts as caught when either row does not close, and the row that caught it is named.
+Order of events: `choose_models` sees injections only and is written down; then `join_lenses` brings the held-out lenses
+and, on the simulated sky, the theta_E of the truth table handed in; then `run_closure` compares. Negative controls go
+through the same functions with wrong injections in place of the right ones. Every control is tested on two rows: the
+conditional row (8.7 as written) and the twins row, because conditioning on the measured arc_snr can hide a wrong
+brightness; a control counts as caught when either row does not close, and the row that caught it is named.
 
 Left for later: more than one sky, population closure on blank bricks.
 """
@@ -15,14 +15,19 @@ import pandas as pd
 from lensaudit import rng as streams
 from lensaudit import stats
 from lensaudit.artifacts import UserError
-from lensaudit.audit.recovery import SUPPORT_BANDWIDTH, KernelModel, fit_model, fit_scaler, has_covariates
+from lensaudit.audit.recovery import (
+    SUPPORT_BANDWIDTH,
+    KernelModel,
+    choose_model,
+    fit_model,
+    fit_scaler,
+    has_covariates,
+)
+from lensaudit.audit.verdict import compare_recall, make_empty_row
 
-TERTILE_AXES = {"theta_E": "theta_E", "seeing": "psfsize_r", "depth": "depth_r"}
-N_PARAMETRIC = 2000
 MUST_FAIL = ("random_hosts", "faint")
 GRID_MIN_N_EFF = 30.0
 GRID_MAX_WEIGHT = 0.05  # of the sum
-VERDICTS = ("closes", "does not close", "inconclusive", "too few")
 
 
 def join_lenses(measurements, truth=None, tier="A", split="test"):
@@ -58,6 +63,8 @@ def join_lenses(measurements, truth=None, tier="A", split="test"):
 def find_supported(lenses, injections, config):
     """Return which lenses have a local effective size of injections of at least `closure.min_local_n_eff`.
 
+    A control with fewer injections than the closure set is held to the same density, not to the same number.
+
     Returns
     -------
     supported : ndarray of bool, shape (n_lenses,)
@@ -67,124 +74,8 @@ def find_supported(lenses, injections, config):
     good = has_covariates(lenses)
     kernel = KernelModel(injections, np.zeros(len(injections)), SUPPORT_BANDWIDTH, fit_scaler(injections))
     n_eff = np.where(good, kernel.local_n_eff(lenses), 0.0)
-    return n_eff >= config.closure.min_local_n_eff, n_eff
-
-
-def compare_recall(lenses, recovered, p, draws, config, name):
-    """Compare observed recall with predicted, overall and in tertiles, and give the verdict.
-
-    Parameters
-    ----------
-    lenses : pandas.DataFrame
-        Supported lenses.
-    recovered : array_like of bool, shape (n,)
-    p : ndarray of shape (n,)
-        Predicted P(recovered) of each lens.
-    draws : ndarray of shape (B, n)
-        Host-clustered bootstrap draws of `p`.
-    config : lensaudit.config.Config
-    name : str
-        Names the random stream.
-
-    Returns
-    -------
-    dict
-        recall with its Jeffreys interval (shown, not used), predicted with the 95 % predictive interval of the recall,
-        n_lenses, half_width, tertiles (bins, max_abs_z, limit), inside, tertiles_inside, closes, verdict.
-
-    Notes
-    -----
-    Predictive variance = sum p (1 - p) / n^2 + variance of mean(p) over the bootstrap.
-    """
-    n, k = len(p), int(np.sum(recovered))
-    if n == 0:
-        return _empty_row("too few")
-    recall_lower, recall_upper = stats.jeffreys_interval(k, n)
-    sigma = np.sqrt(np.sum(p * (1 - p)) / n**2 + np.var(draws.mean(axis=1)))
-    predicted = float(p.mean())
-    lower, upper = max(predicted - 1.96 * sigma, 0.0), min(predicted + 1.96 * sigma, 1.0)
-    tertiles = compare_tertiles(lenses, recovered, p, draws, config, name)
-    row = {"recall": k / n, "recall_lower": recall_lower, "recall_upper": recall_upper, "predicted": predicted,
-           "predicted_lower": lower, "predicted_upper": upper, "n_lenses": n, "n_recovered": k,
-           "half_width": 0.5 * (upper - lower), "z": (k / n - predicted) / max(sigma, 1e-12), "tertiles": tertiles,
-           "inside": bool(lower <= k / n <= upper),
-           "tertiles_inside": bool(tertiles["max_abs_z"] <= tertiles["limit"])}  # fmt: skip
-    return row | decide_verdict(row, config)
-
-
-def _empty_row(verdict):
-    numbers = ("recall", "recall_lower", "recall_upper", "predicted", "predicted_lower", "predicted_upper",
-               "half_width", "z")  # fmt: skip
-    return dict.fromkeys(numbers, np.nan) | {
-        "n_lenses": 0, "n_recovered": 0, "tertiles": {"bins": [], "max_abs_z": np.nan, "limit": np.nan},
-        "inside": False, "tertiles_inside": False, "closes": False, "verdict": verdict,
-    }  # fmt: skip
-
-
-def decide_verdict(row, config):
-    """Apply 8.7's rule to a row with inside, tertiles_inside, half_width, n_lenses.
-
-    Returns
-    -------
-    dict
-        closes (bool) and verdict, one of `VERDICTS`. With fewer lenses than `closure.min_lenses` the verdict is "too
-        few" whatever the numbers (inside and tertiles_inside still tell); then a recall or tertile outside is "does
-        not close"; then an interval wider than `closure.max_half_width` is "inconclusive".
-    """
-    if row["n_lenses"] < config.closure.min_lenses:
-        verdict = "too few"
-    elif not (row["inside"] and row["tertiles_inside"]):
-        verdict = "does not close"
-    elif row["half_width"] > config.closure.max_half_width:
-        verdict = "inconclusive"
-    else:
-        verdict = "closes"
-    return {"closes": verdict == "closes", "verdict": verdict}
-
-
-def assign_tertiles(lenses):
-    """Return axis name -> (tertile number of each lens, three edges pairs), cut at the lenses' own terciles."""
-    out = {}
-    for axis, column in TERTILE_AXES.items():
-        values = lenses[column].to_numpy(dtype=float)
-        edges = np.quantile(values, [0.0, 1 / 3, 2 / 3, 1.0])
-        out[axis] = (np.searchsorted(edges[1:3], values, side="left"), edges)
-    return out
-
-
-def compare_tertiles(lenses, recovered, p, draws, config, name):
-    """Compare recall and prediction in nine tertile bins; the limit of max |z| is from a parametric bootstrap.
-
-    Returns
-    -------
-    dict
-        bins (list of dict: axis, lower_edge, upper_edge, n, recall with Jeffreys bounds, predicted, z), max_abs_z, and
-        limit, its 95 % value when lenses are recovered with probabilities drawn from the bootstrap of `p`.
-    """
-    member, rows = [], []
-    recovered = np.asarray(recovered, dtype=float)
-    for axis, (number, edges) in assign_tertiles(lenses).items():
-        for third in range(3):
-            use = number == third
-            if use.any():
-                member.append(use)
-                lower, upper = stats.jeffreys_interval(recovered[use].sum(), use.sum())
-                rows.append({"axis": axis, "lower_edge": edges[third], "upper_edge": edges[third + 1],
-                             "n": int(use.sum()), "recall": recovered[use].mean(), "recall_lower": lower,
-                             "recall_upper": upper, "predicted": p[use].mean()})  # fmt: skip
-    member = np.asarray(member, dtype=float)
-    size = member.sum(axis=1)
-    variance = (member @ (p * (1 - p))) + np.var(draws @ member.T, axis=0)
-    scale = np.sqrt(np.maximum(variance, 1e-9))
-    z = (member @ (recovered - p)) / scale
-    for row, value, width in zip(rows, z, 1.96 * scale / size, strict=True):
-        row |= {"z": value, "predicted_lower": max(row["predicted"] - width, 0.0),
-                "predicted_upper": min(row["predicted"] + width, 1.0)}  # fmt: skip
-    generator = streams.make_stream(config.seed, "audit/closure/parametric", name)
-    chosen = draws[generator.integers(0, len(draws), N_PARAMETRIC)]
-    simulated = (generator.random(chosen.shape) < chosen).astype(float)
-    limit = np.quantile(np.abs((simulated - p) @ member.T / scale).max(axis=1), 0.95)
-    return {"bins": rows, "max_abs_z": float(np.abs(z).max()), "limit": float(limit)}
+    share = min(1.0, len(injections) / config.closure.n_injections)
+    return n_eff >= config.closure.min_local_n_eff * share, n_eff
 
 
 def close_conditional(lenses, injections, threshold, choice, config, name):
@@ -223,7 +114,7 @@ def close_conditional(lenses, injections, threshold, choice, config, name):
         table.loc[supported, "p"] = p
         row = compare_recall(use, recovered, p, draws, config, name)
     else:
-        row = _empty_row("too few")
+        row = make_empty_row()
     return row | {"n_unsupported": int((~supported).sum()), "model": f"{choice['kind']} {choice['parameter']:g}"}, table
 
 
@@ -251,7 +142,7 @@ def close_twins(lenses, twins, threshold, config, name):
     use = lenses[lenses["galaxy_id"].isin(counts.index[counts >= 2])].reset_index(drop=True)
     own = own[own["twin_of"].isin(use["galaxy_id"])]
     if use.empty:
-        return _empty_row("too few") | {"n_unsupported": len(lenses), "n_twins": 0}
+        return make_empty_row() | {"n_unsupported": len(lenses), "n_twins": 0}
     lens = pd.Series(np.arange(len(use)), use["galaxy_id"]).loc[own["twin_of"]].to_numpy()
     flag = (own["logit"].to_numpy() > threshold).astype(float)
     size = np.bincount(lens, minlength=len(use))
@@ -263,9 +154,9 @@ def close_twins(lenses, twins, threshold, config, name):
             bottom = np.bincount(lens, weights=row, minlength=len(use))
             top = np.bincount(lens, weights=row * flag, minlength=len(use))
             draws.append(np.where(bottom > 0, top / np.maximum(bottom, 1e-9), p))
-    # p of a few twins is noisy: p (1 - p) is too small by 1 - 1/m, which is mended here by shrinking towards the mean.
-    steady = (p * size + p.mean()) / (size + 1)
-    row = compare_recall(use, (use["logit"] > threshold).to_numpy(), steady, np.asarray(draws), config, name)
+    # A fraction of m twins makes p (1 - p) too small by 1 - 1/m; shrinking by one twin towards the mean mends it.
+    steady, draws = (p * size + p.mean()) / (size + 1), (np.asarray(draws) * size + p.mean()) / (size + 1)
+    row = compare_recall(use, (use["logit"] > threshold).to_numpy(), steady, draws, config, name)
     return row | {"n_unsupported": len(lenses) - len(use), "n_twins": len(own)}
 
 
@@ -296,13 +187,13 @@ def close_grid(lenses, grid, threshold, config, name, choice_bandwidth=SUPPORT_B
     own, good = grid[keep].reset_index(drop=True), np.isfinite(base) & (base > 0)
     own, base = own[good].reset_index(drop=True), base[good]
     if own.empty or lenses.empty:
-        return _empty_row("too few") | {"n_eff": 0.0, "max_weight": np.nan, "guard_ok": False, "n_unsupported": 0}
+        return make_empty_row() | {"n_eff": 0.0, "max_weight": np.nan, "guard_ok": False, "n_unsupported": 0}
     flag = (own["logit"] > threshold).to_numpy()
     model = KernelModel(own, flag, choice_bandwidth, fit_scaler(own), base / base.mean())
     supported = model.local_n_eff(lenses) >= config.closure.min_local_n_eff
     use = lenses[supported].reset_index(drop=True)
     if use.empty:
-        return _empty_row("too few") | {"n_eff": 0.0, "max_weight": np.nan, "guard_ok": False,
+        return make_empty_row() | {"n_eff": 0.0, "max_weight": np.nan, "guard_ok": False,
                                         "n_unsupported": len(lenses)}  # fmt: skip
     weight = model.weigh(use).astype(float)
     mixture = (weight / weight.sum(axis=1, keepdims=True)).mean(axis=0)
@@ -313,6 +204,20 @@ def close_grid(lenses, grid, threshold, config, name, choice_bandwidth=SUPPORT_B
     guard = bool(n_eff >= GRID_MIN_N_EFF and mixture.max() <= GRID_MAX_WEIGHT)
     return row | {"n_eff": n_eff, "max_weight": float(mixture.max()), "guard_ok": guard,
                   "n_unsupported": int((~supported).sum())}  # fmt: skip
+
+
+def choose_models(injections, thresholds, config):
+    """Choose the model of P(recovered) at each operating point from the closure set alone.
+
+    Returns
+    -------
+    dict of name -> dict
+        As `recovery.choose_model`; None where the operating point has no threshold.
+    """
+    return {
+        name: None if threshold is None else choose_model(injections, injections["logit"] > threshold, config)
+        for name, threshold in thresholds.items()
+    }
 
 
 def run_closure(lenses, injections, twins, grid, controls, thresholds, choices, config, detector):
@@ -326,10 +231,10 @@ def run_closure(lenses, injections, twins, grid, controls, thresholds, choices, 
         Scored closure set, twins, grid.
     controls : dict of name -> (injections, twins)
         Scored with the control's mistake in them.
-    thresholds : dict of name -> float
-        On the logit; the first is the headline.
+    thresholds : dict of name -> float or None
+        On the logit; the first is the headline. None: too few negatives to set it, and the row stays empty.
     choices : dict of name -> dict
-        From `recovery.choose_model`, one per operating point.
+        From `choose_models`.
     config : lensaudit.config.Config
     detector : str
         Id of the frozen detector.
@@ -343,19 +248,32 @@ def run_closure(lenses, injections, twins, grid, controls, thresholds, choices, 
     """
     out, tables = {}, []
     for number, (name, threshold) in enumerate(thresholds.items()):
-        row, table = close_conditional(lenses, injections, threshold, choices[name], config, f"{name}/main")
-        supported = lenses[table["supported"].to_numpy()].reset_index(drop=True)
-        row["twins"] = close_twins(supported, twins, threshold, config, f"{name}/twins")
-        row["grid"] = close_grid(supported, grid, threshold, config, f"{name}/grid")
-        row["controls"] = {
-            kind: _close_control(kind, supported, tables_, threshold, choices[name], config, f"{name}/{kind}")
-            for kind, tables_ in controls.items()
-        }
-        row |= {"fpr": _read_fpr(name), "threshold": float(threshold), "detector": str(detector),
-                "model_scores": choices[name]["scores"]}  # fmt: skip
+        if threshold is None:
+            row, table = _leave_empty(lenses, controls)
+        else:
+            row, table = close_conditional(lenses, injections, threshold, choices[name], config, f"{name}/main")
+            supported = lenses[table["supported"].to_numpy()].reset_index(drop=True)
+            row["twins"] = close_twins(supported, twins, threshold, config, f"{name}/twins")
+            row["grid"] = close_grid(supported, grid, threshold, config, f"{name}/grid")
+            row["controls"] = {
+                kind: _close_control(kind, supported, pair, threshold, choices[name], config, f"{name}/{kind}")
+                for kind, pair in controls.items()
+            }
+            row["model_scores"] = choices[name]["scores"]
+        row |= {"fpr": _read_fpr(name), "threshold": threshold, "detector": str(detector)}
         tables.append(table.assign(threshold_name=name))
         out = row if number == 0 else out | {name: row}
     return out, pd.concat(tables, ignore_index=True)
+
+
+def _leave_empty(lenses, controls):
+    empty = make_empty_row() | {"n_unsupported": len(lenses)}
+    row = empty | {"twins": dict(empty), "grid": empty | {"n_eff": 0.0, "max_weight": np.nan, "guard_ok": False},
+                   "controls": {kind: {"must_fail": kind in MUST_FAIL, "caught": False, "caught_by": [],
+                                       "conditional": dict(empty), "twins": dict(empty)} for kind in controls},
+                   "model": "", "model_scores": {}}  # fmt: skip
+    table = lenses[["galaxy_id"]].assign(supported=False, local_n_eff=0.0, p=np.nan, recovered=False)
+    return row, table
 
 
 def _close_control(kind, lenses, tables, threshold, choice, config, name):
@@ -400,11 +318,15 @@ def tabulate_tertiles(closure):
 
 
 def describe_closure(closure):
-    """Return the verdict as text for the terminal, red when it does not close."""
+    """Return the verdict as text for the terminal, red when it does not close or a control that must fail passed."""
+    if closure["threshold"] is None:
+        return f"closure at FPR {closure['fpr']:g}: too few negatives to set a threshold"
+    interval = f"[{closure['predicted_lower']:.3f}, {closure['predicted_upper']:.3f}]"
     text = (f"closure at FPR {closure['fpr']:g}: recall {closure['recall']:.3f} of {closure['n_lenses']} lenses, "
-            f"predicted {closure['predicted']:.3f} [{closure['predicted_lower']:.3f}, "
-            f"{closure['predicted_upper']:.3f}], {closure['n_unsupported']} unsupported: {closure['verdict']}")  # fmt: skip
+            f"predicted {closure['predicted']:.3f} {interval}, {closure['n_unsupported']} unsupported: "
+            f"{closure['verdict']}")  # fmt: skip
     missed = [kind for kind, control in closure["controls"].items() if control["must_fail"] and not control["caught"]]
-    if missed:
+    if missed and closure["verdict"] != "too few":
         text += f"; control(s) {', '.join(missed)} should have failed and did not"
-    return f"\033[31m{text}\033[0m" if closure["verdict"] == "does not close" or missed else text
+    bad = closure["verdict"] == "does not close" or (missed and closure["verdict"] != "too few")
+    return f"\033[31m{text}\033[0m" if bad else text

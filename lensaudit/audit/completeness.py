@@ -224,7 +224,9 @@ def average_cells(cells, axes, table, grid, thresholds, config, weighting="footp
         label = own.groupby(list(axes)).ngroup().to_numpy() if axes else np.zeros(len(own), dtype=int)
         mean = _average(own["n"], own["k"], weight, label)
         draws = _draw_averages(number[use], flag[use], host_brick[use], weight, label, len(own), config, name)
-        lower, upper = stats.summarise_draws(draws)
+        lower, upper = np.full(len(mean), np.nan), np.full(len(mean), np.nan)
+        known = np.isfinite(draws).any(axis=0)
+        lower[known], upper[known] = stats.summarise_draws(draws[:, known])
         first = own.groupby(label)[list(axes)].first() if axes else pd.DataFrame(index=[0])
         part = first.assign(threshold_name=name, completeness=mean, lower=lower, upper=upper, weighting=weighting,
                             n_cells=pd.Series(weight > 0).groupby(label).sum().to_numpy())  # fmt: skip
@@ -276,7 +278,8 @@ def tabulate_bins(table, columns, thresholds, level=0.95):
     """
     missing = [name for name in columns if name not in table]
     if missing:
-        raise UserError(f"injections have no column {', '.join(missing)}; they have {', '.join(sorted(table)[:10])} ...")
+        known = ", ".join(sorted(table)[:10])
+        raise UserError(f"injections have no column {', '.join(missing)}; they have {known} ...")
     codes = {name: pd.cut(table[name], edges, labels=False) for name, edges in columns.items()}
     keep = np.all([code.notna() for code in codes.values()], axis=0)
     inside = table[keep].reset_index(drop=True)
@@ -329,8 +332,8 @@ def tabulate_gates(table, gate_threshold, threshold, by=None, population=""):
     for column, edges in by.items():
         for low, high in zip(edges[:-1], edges[1:], strict=True):
             own = table[(table[column] >= low) & (table[column] < high)]
-            rows.append(_cross(own, gate_threshold, threshold)
-                        | {"population": population, "axis": column, "lower_edge": low, "upper_edge": high})  # fmt: skip
+            where = {"population": population, "axis": column, "lower_edge": low, "upper_edge": high}
+            rows.append(_cross(own, gate_threshold, threshold) | where)
     return pd.DataFrame(rows)
 
 

@@ -14,6 +14,7 @@ from scipy.ndimage import uniform_filter
 
 from lensaudit.artifacts import UserError
 from lensaudit.constants import BANDS, LANCZOS_RMS, PIXEL_SCALE, RENDER_SIZE
+from lensaudit.stats import weighted_quantile
 
 ARC_ANNULUS = (4.0, 16.0)  # pixels
 OUTER_ANNULUS = (20.0, 32.0)  # pixels
@@ -315,27 +316,34 @@ def correct_bias(measurements, mag, bias):
     return measurements.assign(arc_snr_raw=measurements["arc_snr"], **columns)
 
 
-def fit_gate(detectability, fpr, min_exceedances=10):
-    """Threshold gate D on negatives at a false-positive rate.
+def fit_gate(detectability, weights, fprs, min_exceedances=10):
+    """Threshold gate D on negatives at several false-positive rates, as the model is thresholded.
 
     Parameters
     ----------
     detectability : array_like, length N
-        Of negatives (the same N1 validation negatives as the model's threshold).
-    fpr : float
+        Of the N1 validation negatives that set the model's thresholds.
+    weights : array_like, length N
+        Their weights in the parent population (`thresholds.parent_weights`).
+    fprs : dict of name -> float
+        Operating points.
     min_exceedances : int
-        Fewer expected exceedances make the threshold unreportable.
+        With fewer expected exceedances the threshold is None.
 
     Returns
     -------
-    dict
-        fpr, threshold, n_negatives, n_exceedances, status ("ok" or "cannot be computed").
+    dict of name -> dict
+        fpr, threshold, n_negatives, n_exceedances, status ("reported" or "cannot be computed").
     """
-    values = np.asarray(detectability, dtype=float)
-    values = values[np.isfinite(values)]
-    if len(values) == 0:
-        raise UserError("gate D has no negatives to be thresholded on; column detectability is empty")
-    threshold = float(np.quantile(values, 1.0 - fpr, method="higher"))
-    status = "ok" if fpr * len(values) >= min_exceedances else "cannot be computed"
-    return {"fpr": float(fpr), "threshold": threshold, "n_negatives": len(values),
-            "n_exceedances": int((values > threshold).sum()), "status": status}  # fmt: skip
+    values, weights = np.asarray(detectability, dtype=float), np.asarray(weights, dtype=float)
+    use = np.isfinite(values) & (weights > 0)
+    if not use.any():
+        raise UserError("gate D has no N1 negatives to be thresholded on; column detectability is empty")
+    values, weights, out = values[use], weights[use], {}
+    for name, fpr in fprs.items():
+        possible = len(values) * fpr * (1 + 1e-9) >= min_exceedances
+        threshold = float(weighted_quantile(values, 1.0 - fpr, weights)) if possible else None
+        out[name] = {"fpr": float(fpr), "threshold": threshold, "n_negatives": len(values),
+                     "n_exceedances": int((values > threshold).sum()) if possible else None,
+                     "status": "reported" if possible else "cannot be computed"}  # fmt: skip
+    return out

@@ -19,7 +19,7 @@ from lensaudit.artifacts import UserError
 
 COVARIATES = ("theta_E", "psfsize_r", "depth_r", "arc_snr", "arc_g_r", "mag_r")
 SUPPORT_BANDWIDTH = 0.5  # of the robust scatter of each covariate; defines the local effective size
-CANDIDATES = (("kernel", 0.3), ("kernel", 0.45), ("kernel", 0.7), ("spline", 0.03), ("spline", 0.3), ("spline", 3.0))
+CANDIDATES = (("kernel", 0.3), ("kernel", 0.45), ("kernel", 0.7), ("spline", 0.3), ("spline", 3.0), ("spline", 30.0))
 N_FOLDS = 5
 MAX_SCORED = 4000  # held-out rows the log-score is taken on
 BOUNDS = (1e-3, 1.0 - 1e-3)  # of a probability in the log-score
