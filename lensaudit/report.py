@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from pandas.api.types import is_numeric_dtype
 
 from lensaudit.artifacts import UserError, find_root, hash_file, read_json, write_atomic, write_json
 
@@ -37,7 +38,8 @@ def format_value(value, spec=".3f"):
     value : number, bool, str, sequence or None
         A sequence is joined with commas; None and non-finite numbers read "cannot be computed".
     spec : str
-        Format specification of floats; ``"sci"`` for powers of ten, ``"pct"`` for per cent with one decimal.
+        Format specification of floats; ``"sci"`` for powers of ten, ``"pct"`` for per cent with one decimal;
+        ``"latex"`` leaves text as it is.
 
     Returns
     -------
@@ -56,7 +58,7 @@ def format_value(value, spec=".3f"):
         return r"\emph{cannot be computed}"
     if isinstance(value, float):
         return rf"\ensuremath{{{_format_float(value, spec)}}}"
-    return escape_latex(value)
+    return str(value) if spec == "latex" else escape_latex(value)
 
 
 def _space_thousands(value):
@@ -164,7 +166,7 @@ def make_table(table, columns, caption, label, wide=False, note=""):
         known = ", ".join(map(str, table.columns))
         raise UserError(f"table {label}: column(s) {', '.join(missing)} missing; it has {known}")
     heads = {c: h if isinstance(h, tuple) else (h, ".3f") for c, h in columns.items()}
-    numeric = [np.issubdtype(table[c].dtype, np.number) for c in columns]
+    numeric = [is_numeric_dtype(table[c]) for c in columns]
     rows = [
         " & ".join(format_value(_integer_if_whole(row[c]), heads[c][1]) for c in columns) + r" \\"
         for row in table.to_dict("records")

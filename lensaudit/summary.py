@@ -1,0 +1,188 @@
+"""The numbers, tables and answers of the paper, collected from the stages; nothing is measured here that a stage has.
+
+`collect_summary` returns one nested dict of plain values; notebook 09 writes it as JSON and `report.make_macros` turns
+it into LaTeX. `collect_tables` returns the tables with their headings. A missing file, column or key is an error that
+names it.
+"""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+
+from lensaudit.artifacts import UserError
+
+HEADLINE, STRICT = "fpr_1e-2", "fpr_1e-3"
+SPLITS = ("train", "val", "test")
+INTERVAL = ("recall", "recall_lower", "recall_upper", "predicted", "predicted_lower", "predicted_upper")
+OUTCOMES = {"GO": "n_go", "NO-GO": "n_no_go", "inconclusive": "n_inconclusive", "not graded": "n_not_graded"}
+POINT_NAMES = {
+    "fpr_1e-2": r"FPR $10^{-2}$", "fpr_1e-3": r"FPR $10^{-3}$", "fpr_1e-4": r"FPR $10^{-4}$",
+    "score_0.3": r"score $> 0.3$", "score_0.5": r"score $> 0.5$",
+}  # fmt: skip
+FORMATS = {
+    "matched_fraction": "pct", "confuser_share": "pct", "refused_fraction": "pct", "fprs": "sci", "achieved": "sci",
+    "prevalence": "sci", "purity": ".2f", "n_eff": ".1f",
+}  # fmt: skip
+
+
+def pick(values, path, where):
+    """Return the value at a dotted path of nested dicts, or raise the error that names file and key."""
+    for key in path.split("."):
+        if not isinstance(values, dict) or key not in values:
+            raise UserError(f"{where} lacks {path!r}; run that stage again")
+        values = values[key]
+    return values
+
+
+def collect_summary(stage):
+    """Collect the numbers of the paper.
+
+    Parameters
+    ----------
+    stage : lensaudit.artifacts.Stage
+        With stages 01 to 08 declared as inputs.
+
+    Returns
+    -------
+    dict of dict
+        Leaves are numbers, flags, short texts, sequences or None.
+    """
+    closure = stage.read_json("07_completeness", "closure.json")
+    config = {name: value for name, value in dataclasses.asdict(stage.config).items() if isinstance(value, dict)}
+    run = {"profile": stage.config.profile, "seed": stage.config.seed, "simulated": stage.config.survey.simulated,
+           "detector": pick(closure, "detector", "closure.json")}  # fmt: skip
+    return {
+        "run": run, "config": config, "crossmatch": _collect_crossmatch(stage), "sampling": _collect_sampling(stage),
+        "cutouts": _collect_cutouts(stage), "training": _collect_training(stage),
+        "evaluation": _collect_evaluation(stage), "realism": _collect_realism(stage),
+        "injections": _collect_injections(stage), "completeness": _collect_completeness(stage),
+        "gates": _collect_gates(stage), **_collect_closure(closure),
+    }  # fmt: skip
+
+
+def _collect_crossmatch(stage):
+    systems = stage.read_table("01_crossmatch", "systems.parquet", ["entry_id", "system_id", "tier"])
+    positives = stage.read_table("01_crossmatch", "positives.parquet", ["system_id", "tier", "separation"])
+    unmatched = stage.read_table("01_crossmatch", "unmatched.parquet", ["entry_id", "reason"])
+    n_systems = systems["system_id"].nunique()
+    matched = positives["system_id"].nunique()
+    return {
+        "n_entries": len(systems), "n_systems": n_systems, "n_matched": matched, "n_unmatched": len(unmatched),
+        "matched_fraction": matched / n_systems if n_systems else None,
+        "median_separation": float(positives["separation"].median()),
+        **{f"tier_{t.lower()}": int((positives["tier"] == t).sum()) for t in "ABS"},
+    }  # fmt: skip
+
+
+def _collect_sampling(stage):
+    samples = stage.read_table("02_sampling", "samples.parquet", ["label", "pool", "split"])
+    verified = stage.read_json("02_sampling", "splits.json")
+    negative, lens = samples[samples["label"] == 0], samples[samples["label"] == 1]
+    out = {"n_positives": len(lens), "n_negatives": len(negative),
+           "confuser_share": float((negative["pool"] == "N2").mean()),
+           "is_disjoint": pick(verified, "is_disjoint", "splits.json"),
+           "overlapping_pairs": pick(verified, "overlapping_pairs", "splits.json")}  # fmt: skip
+    for name, key in (("pixels", "healpix_128"), ("systems", "system_id"), ("galaxies", "galaxy_id")):
+        out[f"shared_{name}"] = pick(verified, f"shared.{key}", "splits.json")
+    for split in SPLITS:
+        out[f"positives_{split}"] = int((lens["split"] == split).sum())
+        out[f"negatives_{split}"] = int((negative["split"] == split).sum())
+    return out
+
+
+def _collect_cutouts(stage):
+    stamps = stage.read_table("03_cutouts", "stamps.parquet", ["galaxy_id", "quality_ok"])
+    refused = int((~stamps["quality_ok"].astype(bool)).sum())
+    return {"n_stamps": len(stamps), "n_refused": refused, "refused_fraction": refused / max(len(stamps), 1)}
+
+
+def _collect_training(stage):
+    metrics = pd.read_csv(stage.input("04_training", "checkpoint/metrics.csv"))
+    missing = {"epoch", "val_auc"} - set(metrics)
+    if missing:
+        raise UserError(f"checkpoint/metrics.csv of 04_training lacks {', '.join(sorted(missing))}; run it again")
+    best = metrics.loc[metrics["val_auc"].idxmax()]
+    return {"epochs": len(metrics), "best_epoch": int(best["epoch"]), "best_auc": float(best["val_auc"])}
+
+
+def _collect_evaluation(stage):
+    where = "evaluation.json of 05_evaluation"
+    result = stage.read_json("05_evaluation", "evaluation.json")
+    thresholds = pick(result, "thresholds", where)
+    out = {"n_negatives": pick(thresholds, f"{HEADLINE}.n_negatives", where)}
+    for point, name in ((HEADLINE, "headline"), (STRICT, "strict")):
+        for bound in ("", "_lower", "_upper"):
+            out[f"achieved_{name}{bound}"] = thresholds[point].get(f"achieved_test_fpr{bound}")
+    for metric in ("auc", "average_precision", "tpr0", "tpr10"):
+        row = pick(result, f"metrics.{metric}", where)
+        out |= {metric: row["value"], f"{metric}_lower": row["lower"], f"{metric}_upper": row["upper"]}
+    recall = {(r["subset"], r["point"]): r for r in pick(result, "recall", where)}
+    for tier in "AB":
+        row = recall.get((f"Tier {tier}", HEADLINE), {})
+        out |= {f"n_tier_{tier}": row.get("n"), f"recall_tier_{tier}": row.get("recall"),
+                **{f"recall_tier_{tier}_{b}": row.get(f"{b}_total") for b in ("lower", "upper")}}
+    return out
+
+
+def _collect_realism(stage):
+    checks = stage.read_table("06_injection_realism", "realism.parquet", ["check", "outcome"])
+    counts = {name: int((checks["outcome"] == outcome).sum()) for outcome, name in OUTCOMES.items()}
+    verdict = pick(stage.read_json("06_injection_realism", "realism.json"), "verdict", "realism.json")
+    return counts | {"n_checks": len(checks), "verdict": verdict}
+
+
+def _collect_injections(stage):
+    tables = {"grid": "grid_injections", "closure": "closure_injections", "deployment": "deployment_injections",
+              "twins": "twins", "controls": "controls"}  # fmt: skip
+    out = {f"n_{name}": len(stage.read_table("07_completeness", f"{file}.parquet", ["injection_id"]))
+           for name, file in tables.items()}  # fmt: skip
+    hosts = stage.read_table("06_injection_realism", "hosts.parquet", ["in_deployment", "in_deflector"])
+    return out | {"n_hosts": len(hosts), "n_deflector_hosts": int(hosts["in_deflector"].sum())}
+
+
+def _collect_completeness(stage):
+    cells = stage.read_table("07_completeness", "cells.parquet")
+    own = cells[cells["threshold_name"] == HEADLINE]
+    good = own[own["sufficient"]]
+    columns = good.groupby(["seeing", "depth"]).size()
+    weight = good["footprint_weight"].to_numpy(dtype=float)
+    return {
+        "n_cells": len(own), "n_sufficient": len(good), "n_columns": len(own.groupby(["seeing", "depth"])),
+        "n_sufficient_columns": len(columns),
+        "mean": float(np.average(good["completeness"], weights=weight)) if weight.sum() > 0 else None,
+    }  # fmt: skip
+
+
+def _collect_gates(stage):
+    table = stage.read_table("07_completeness", "two_gates.parquet")
+    out = {}
+    for population in ("lenses", "injections"):
+        rows = table[(table["axis"] == "all") & (table["population"] == population)]
+        row = rows.iloc[0] if len(rows) else {}
+        out[population] = {name: row.get(name) for name in ("n", "p_d", "p_m_d", "p_m_nd", "recall", "missed_invisible",
+                                                            "missed_visible")}  # fmt: skip
+    return out
+
+
+def _collect_closure(closure):
+    """Sections closure, strict, twins, grid and controls from closure.json."""
+    where = "closure.json of 07_completeness"
+    out = {}
+    for name, entry in (("closure", closure), ("strict", pick(closure, STRICT, where))):
+        keys = (*INTERVAL, "n_lenses", "n_unsupported", "verdict", "closes", "half_width")
+        out[name] = {key: pick(entry, key, where) for key in keys}
+        out[name]["max_abs_z"] = pick(entry, "tertiles.max_abs_z", where)
+        out[name]["limit"] = pick(entry, "tertiles.limit", where)
+    for name in ("twins", "grid"):
+        row = pick(closure, name, where)
+        out[name] = {key: row.get(key) for key in (*INTERVAL, "n_lenses", "n_eff", "verdict", "closes")}
+    controls = pick(closure, "controls", where)
+    must = {name: row for name, row in controls.items() if row["must_fail"]}
+    out["controls"] = {
+        "n_controls": len(controls), "n_caught": sum(r["caught"] for r in controls.values()), "n_must_fail": len(must),
+        "n_must_fail_caught": sum(r["caught"] for r in must.values()),
+        **{name: {"caught": row["caught"], "predicted": row["conditional"]["predicted"],
+                  "twins_predicted": row["twins"]["predicted"]} for name, row in controls.items()},
+    }  # fmt: skip
+    return out
