@@ -18,7 +18,10 @@ from lensaudit.injection.inject import inject
 from lensaudit.shards import map_shards
 
 # Host columns every injection carries as covariates; seeing and depth are the survey's own columns (SPEC 8.1).
-HOST_COLUMNS = ("psfsize_r", "depth_r", "mag_r", "type", "nobs_z", "footprint_weight")
+HOST_COLUMNS = (
+    "psfsize_r", "psfsize_g", "psfsize_z", "depth_r", "psfdepth_g", "psfdepth_r", "psfdepth_z", "mag_r", "type",
+    "nobs_z", "footprint_weight", "healpix_128",
+)  # fmt: skip
 ENGINE_FILES = ("injection/*.py", "lensing/*.py", "photometry.py", "constants.py", "rng.py", "audit/detectability.py")
 
 

@@ -1,0 +1,384 @@
+"""Realism of injections: targets, weights, the GO / NO-GO table, and the frozen proposal (SPEC 7).
+
+Targets are train and validation lenses of Tier A that pass gate D; `freeze_proposal` refuses any other split. Test
+lenses enter afterwards, in the verdict. A check is GO when its interval lies inside the limits, NO-GO when it lies
+outside, else inconclusive.
+
+Left for later: the loop that moves the proposal (here it is the named prior, frozen as it stands), the log-uniform
+arc-S/N option, the Frechet distance of more layers than one, candidates' image statistics.
+"""
+
+import numpy as np
+import pandas as pd
+
+from lensaudit import rng as streams
+from lensaudit import stats
+from lensaudit.artifacts import UserError, hash_object
+from lensaudit.audit.recovery import KernelModel, Scaler, fit_model, fit_scaler
+from lensaudit.audit.two_sample import find_power, frechet_distance, probe_classes, weighted_ks
+from lensaudit.constants import BANDS, PIXEL_SCALE, RENDER_SIZE
+from lensaudit.photometry import depth_to_sigma
+
+TARGET_COLUMNS = ("arc_radius", "psfsize_r", "depth_r", "mag_r")
+TARGET_BANDWIDTH = 0.45
+HAND_MADE = (
+    "arc_snr", "arc_snr_g", "arc_snr_z", "arc_g_r", "arc_r_z", "arc_radius", "arc_width", "asymmetry", "ridge",
+    "coherence", "rho10", "skew",
+)  # fmt: skip
+KS_LIMIT, KS_UPPER = 0.10, 0.15  # SPEC 5.3
+CHECK_COLUMNS = ("sample", "check", "value", "lower", "upper", "threshold", "outcome")
+
+
+def add_noise_ratio(table):
+    """Add noise_ratio_{g,r,z} = measured over expected sigma_pix, expected from psfdepth and psfsize."""
+    ratios = {
+        f"noise_ratio_{b}": table[f"sigma_pix_{b}"] / depth_to_sigma(table[f"psfdepth_{b}"], table[f"psfsize_{b}"])
+        for b in BANDS
+    }
+    return table.assign(**ratios)
+
+
+def select_targets(measurements, gate_threshold, splits=("train", "val"), tier="A"):
+    """Return the lenses that injections are compared with: one tier, given splits, passing gate D.
+
+    Parameters
+    ----------
+    measurements : pandas.DataFrame
+        Blind measurements of positives, with split and tier.
+    gate_threshold : float or None
+        On detectability; None (too few negatives to set it) lets all pass.
+    """
+    own = measurements[measurements["split"].isin(splits) & (measurements["tier"] == tier)]
+    return pass_gate(own, gate_threshold)
+
+
+def pass_gate(table, gate_threshold):
+    """Return the rows whose detectability exceeds the gate, and whose arc radius could be measured."""
+    keep = table["arc_radius"].notna() & table["mag_r"].notna()
+    if gate_threshold is not None:
+        keep &= table["detectability"] > gate_threshold
+    return table[keep].reset_index(drop=True)
+
+
+def weigh_to_targets(injections, targets, columns=TARGET_COLUMNS):
+    """Weight injections so that their columns are distributed as the targets' (kernel mixture).
+
+    Parameters
+    ----------
+    injections, targets : pandas.DataFrame
+        With `columns`; both have passed gate D.
+
+    Returns
+    -------
+    weights : ndarray of shape (N,)
+        Sum 1.
+    n_eff : float
+        Kish size by host.
+    """
+    if targets.empty or injections.empty:
+        raise UserError("realism needs lenses and injections that pass gate D; there are none on one side")
+    values = targets[list(columns)].to_numpy(dtype=float)
+    low, centre, high = np.nanpercentile(values, [16, 50, 84], axis=0)
+    scaler = Scaler(tuple(columns), centre, np.maximum(0.5 * (high - low), 1e-3))
+    kernel = KernelModel(injections, np.zeros(len(injections)), TARGET_BANDWIDTH, scaler)
+    weight = kernel.weigh(targets).astype(float)
+    mixture = (weight / np.maximum(weight.sum(axis=1, keepdims=True), 1e-30)).mean(axis=0)
+    return mixture, stats.kish_n_eff(mixture, injections["host_index"].to_numpy())
+
+
+def judge(lower, upper, limits):
+    """Return GO when [lower, upper] lies inside the limits, NO-GO when outside, else inconclusive."""
+    if not np.isfinite(lower) or not np.isfinite(upper):
+        return "inconclusive"
+    if lower >= limits[0] and upper <= limits[1]:
+        return "GO"
+    return "NO-GO" if upper < limits[0] or lower > limits[1] else "inconclusive"
+
+
+def check_distributions(targets, injections, weights, config, sample):
+    """Compare S/N, colours and background noise of weighted injections with those of lenses.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns `CHECK_COLUMNS`. Ratios and differences are injections over (minus) lenses, intervals 95 % from
+        resampling lenses and hosts.
+    """
+    section, rows = config.realism, []
+    statistics = {
+        f"arc_snr quantile {q:g}": ("arc_snr", lambda a, wa, b, wb, q=q: _quantile(b, wb, q) / _quantile(a, wa, q),
+                                    section.snr_ratio) for q in (0.1, 0.5, 0.9)
+    }  # fmt: skip
+    gap = (-section.colour_offset, section.colour_offset)
+    for column in ("arc_g_r", "arc_r_z"):
+        statistics[f"{column} median"] = (
+            column, lambda a, wa, b, wb: _quantile(b, wb, 0.5) - _quantile(a, wa, 0.5), gap)  # fmt: skip
+    for band in BANDS:
+        statistics[f"noise ratio {band}"] = (
+            f"noise_ratio_{band}", lambda a, wa, b, wb: _quantile(b, wb, 0.5) / _quantile(a, wa, 0.5),
+            section.noise_ratio)  # fmt: skip
+    draws = _draw_weights(targets, injections, weights, config, sample)
+    for name, (column, function, limits) in statistics.items():
+        a, b = targets[column].to_numpy(dtype=float), injections[column].to_numpy(dtype=float)
+        value = function(a, np.ones(len(a)), b, weights)
+        lower, upper = stats.summarise_draws([function(a, wa, b, wb) for wa, wb in draws])
+        rows.append((sample, name, value, lower, upper, f"{limits[0]:g} to {limits[1]:g}", judge(lower, upper, limits)))
+    for column in ("noise_ratio_r", "rho10", "skew"):
+        a, b = targets[column].to_numpy(dtype=float), injections[column].to_numpy(dtype=float)
+        value = weighted_ks(a, b, weights)
+        spread = [weighted_ks(np.repeat(a, wa.astype(int)), b, wb) for wa, wb in draws]
+        lower, upper = stats.summarise_draws(spread)
+        outcome = "GO" if value < KS_LIMIT and upper < KS_UPPER else "NO-GO" if lower > KS_UPPER else "inconclusive"
+        rows.append((sample, f"KS {column}", value, lower, upper, f"< {KS_LIMIT:g}, bound < {KS_UPPER:g}", outcome))
+    return pd.DataFrame(rows, columns=CHECK_COLUMNS)
+
+
+def _quantile(values, weights, q):
+    good = np.isfinite(values) & (weights > 0)
+    return float(stats.weighted_quantile(values[good], q, weights[good])) if good.any() else np.nan
+
+
+def _draw_weights(targets, injections, weights, config, name):
+    generator = streams.make_stream(config.seed, "audit/realism/bootstrap", name)
+    n = config.realism.n_bootstrap
+    lens = stats.draw_multiplicities(len(targets), n, generator, chunk=1)
+    host = stats.draw_multiplicities(injections["host_index"].to_numpy(), n, generator, chunk=1)
+    return [(a[0].astype(float), b[0] * weights) for a, b in zip(lens, host, strict=True)]
+
+
+def check_probe(targets, injections, weights, config, sample, features=None):
+    """Classifier two-sample test on hand-made features and, when given, on the network's.
+
+    Parameters
+    ----------
+    targets, injections : pandas.DataFrame
+    weights : ndarray of shape (len(injections),)
+        Injections are drawn with them, so that hosts and conditions match.
+    config : lensaudit.config.Config
+    sample : str
+    features : tuple of ndarray, optional
+        Penultimate features of (some) lenses and of all injections; lenses the detector trained on do not belong here.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns `CHECK_COLUMNS`: AUC of each probe, its null and its power, and the Frechet distance (reported only).
+    """
+    generator = streams.make_stream(config.seed, "audit/realism/match", sample)
+    size = min(len(injections), 3 * max(len(targets), 50))
+    drawn = np.unique(generator.choice(len(injections), size=size, replace=True, p=weights / weights.sum()))
+    host = injections["host_index"].to_numpy()[drawn]
+    hand_a = targets[list(HAND_MADE)].to_numpy(dtype=float)
+    hand_b = injections[list(HAND_MADE)].to_numpy(dtype=float)[drawn]
+    sets = {"hand-made": (hand_a, hand_b, targets["galaxy_id"].to_numpy())}
+    if features is not None:
+        sets["penultimate"] = (features[0], features[1][drawn], np.arange(len(features[0])))
+    rows, limit = [], config.realism.c2st_limit
+    for name, (a, b, groups) in sets.items():
+        row = probe_classes(a, b, groups, host, config, f"{sample}/{name}")
+        outcome = "GO" if row["upper"] < limit else "NO-GO" if row["lower"] > limit else "inconclusive"
+        rows.append((sample, f"C2ST {name}", row["auc"], row["lower"], row["upper"], f"< {limit:g}", outcome))
+        rows.append((sample, f"C2ST {name}, labels permuted", row["null_auc"], np.nan, np.nan, "", "reported"))
+    power = find_power(hand_b, host, HAND_MADE.index("arc_g_r"), config, sample)
+    rows.append((sample, "C2ST smallest planted g-r shift seen", power, np.nan, np.nan, "", "reported"))
+    if features is not None and min(len(features[0]), len(drawn)) >= 20:
+        distance = frechet_distance(features[0], features[1][drawn])
+        rows.append((sample, "Frechet distance, penultimate", distance, np.nan, np.nan, "", "reported"))
+    return pd.DataFrame(rows, columns=CHECK_COLUMNS)
+
+
+def check_regions(injections, threshold, config, n_regions=4):
+    """Test whether the recovered fraction agrees between regions of the sky (quarters in HEALPix order).
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per region (z of its recovered fraction against the rest, given seeing, depth and host magnitude by a
+        logistic fit) and one verdict: GO when max |z| < 3, NO-GO when above 5.
+    """
+    flag = (injections["logit"] > threshold).to_numpy()
+    model = fit_model(("spline", 3.0), injections, flag, fit_scaler(injections))
+    p = model.predict(injections)
+    order = injections["healpix_128"].rank(method="dense").to_numpy()
+    region = np.minimum((order / (order.max() + 1) * n_regions).astype(int), n_regions - 1)
+    rows, residual = [], flag - p
+    host = stats.encode_groups(injections["host_index"])
+    for number in range(n_regions):
+        use = region == number
+        scatter = np.sqrt(np.sum(np.bincount(host[use], weights=residual[use]) ** 2))
+        z = residual[use].sum() / max(scatter, 1e-9)
+        name = f"region {number}: recovered {flag[use].mean():.3f}, z"
+        rows.append(("pilot", name, z, np.nan, np.nan, "", "reported"))
+    worst = max(abs(row[2]) for row in rows)
+    outcome = "GO" if worst < 3 else "NO-GO" if worst > 5 else "inconclusive"
+    rows.append(("pilot", "regions agree, max |z|", worst, np.nan, np.nan, "< 3", outcome))
+    return pd.DataFrame(rows, columns=CHECK_COLUMNS)
+
+
+def check_contaminants(rows, store, detector, injections, threshold, config, limit=600):
+    """Compare the false-positive rate of confusers with and without an unlensed blue source of an arc's flux.
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        Confusers (pool N2) with cutout_path, confuser_category, psfsize_{g,r,z}.
+    store, detector
+    injections : pandas.DataFrame
+        Their mag_lensed_{g,r,z} give the fluxes.
+    threshold : float
+        On the logit.
+    config : lensaudit.config.Config
+    limit : int
+        At most this many confusers (by hash).
+
+    Returns
+    -------
+    pandas.DataFrame
+        Per category: FPR with against without the source, reported only.
+    """
+    order = streams.hash_order(config.seed, "audit/realism/contaminant", rows["galaxy_id"].astype(str))
+    rows = rows.iloc[np.argsort(order)[:limit]].reset_index(drop=True)
+    if rows.empty:
+        return pd.DataFrame(columns=CHECK_COLUMNS)
+    boxes = store.read_box(list(rows["cutout_path"]), RENDER_SIZE)
+    generator = streams.make_stream(config.seed, "audit/realism/contaminant")
+    arcs = injections.iloc[generator.integers(0, len(injections), len(rows))]
+    radius, angle = generator.uniform(1.0, 2.5, len(rows)), generator.uniform(0, 2 * np.pi, len(rows))
+    spoiled = add_blobs(boxes, rows, arcs, radius * np.cos(angle), radius * np.sin(angle))
+    before, after = detector.score(boxes) > threshold, detector.score(spoiled) > threshold
+    out = []
+    for name, index in [("all", np.arange(len(rows))), *rows.groupby("confuser_category").indices.items()]:
+        a, b = before[index], after[index]
+        lower, upper = stats.jeffreys_interval(b.sum(), len(b))
+        ratio = b.mean() / a.mean() if a.any() else np.inf
+        label = f"contaminants, {name or 'none'}: FPR with a blue source (without: {a.mean():.4f}, ratio {ratio:.1f})"
+        out.append(("test", label, b.mean(), lower, upper, "", "reported"))
+    return pd.DataFrame(out, columns=CHECK_COLUMNS)
+
+
+def add_blobs(boxes, rows, arcs, x, y):
+    """Add unlensed point-like sources of the arcs' flux at (x, y) [arcsec], as Gaussians of FWHM psfsize."""
+    half = RENDER_SIZE // 2
+    grid_y, grid_x = np.mgrid[-half : half + 1, -half : half + 1] * PIXEL_SCALE
+    out = np.array(boxes, dtype=np.float32)
+    for number, band in enumerate(BANDS):
+        sigma = rows[f"psfsize_{band}"].to_numpy()[:, None, None] / 2.3548
+        flux = 10 ** (-0.4 * (arcs[f"mag_lensed_{band}"].to_numpy() - 22.5))[:, None, None]
+        square = (grid_x - x[:, None, None]) ** 2 + (grid_y - y[:, None, None]) ** 2
+        out[:, number] += flux * PIXEL_SCALE**2 / (2 * np.pi * sigma**2) * np.exp(-0.5 * square / sigma**2)
+    return out
+
+
+def freeze_proposal(targets, pilot, weights, config, prior):
+    """Describe and hash the proposal, from train and validation lenses only, before any test lens enters.
+
+    Parameters
+    ----------
+    targets : pandas.DataFrame
+        From `select_targets`; every row's split must be train or val.
+    pilot : pandas.DataFrame
+        Injections that pass gate D.
+    weights : ndarray
+        From `weigh_to_targets`.
+    config : lensaudit.config.Config
+    prior : dict
+        The prior as used (its manifest's content).
+
+    Returns
+    -------
+    dict
+        prior, cuts, targets' and pilot's quantiles, moved (what calibration changed: nothing, the prior stands as it
+        is), hash.
+
+    Raises
+    ------
+    UserError
+        When a test lens, or a column of the detector, is among the inputs.
+    """
+    foreign = sorted(set(targets["split"]) - {"train", "val"})
+    if foreign:
+        row = targets.loc[targets["split"].isin(foreign), "galaxy_id"].iloc[0]
+        raise UserError(f"proposal: {row} is a {foreign[0]} lens; targets must be train and validation lenses only")
+    scored = [name for name in ("logit", "score") if name in targets or name in pilot]
+    if scored:
+        raise UserError(f"proposal: column {scored[0]} is a detector score, which calibration must not see; drop it")
+    columns = ("arc_snr", "arc_g_r", "arc_r_z", "arc_radius", "arc_width")
+    quantiles = (0.1, 0.5, 0.9)
+    ones = np.ones(len(targets))
+    content = {
+        "prior_name": config.injection.prior, "prior": prior,
+        "cuts": {"min_mu": config.injection.min_mu, "min_arc_snr_true": config.injection.min_arc_snr_true},
+        "n_targets": len(targets), "target_ids": hash_object(sorted(targets["galaxy_id"].astype(str))),
+        "targets": {c: [_quantile(targets[c].to_numpy(float), ones, q) for q in quantiles] for c in columns},
+        "pilot": {c: [_quantile(pilot[c].to_numpy(float), weights, q) for q in quantiles] for c in columns},
+        "moved": {},
+    }  # fmt: skip
+    return content | {"hash": hash_object(content)}
+
+
+def summarise_realism(table, proposal):
+    """Return the overall outcome: NO-GO when any verdict check is, else inconclusive when any is, else GO.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Rows of all checks; those of the sample "targets" are the calibration's and do not enter the verdict.
+    proposal : dict
+        Frozen, with its hash.
+
+    Returns
+    -------
+    dict
+        outcome, no_go and inconclusive (names of checks), panel, proposal (hash).
+    """
+    verdict = table[table["sample"] != "targets"]
+    bad = list(verdict.loc[verdict["outcome"] == "NO-GO", "check"])
+    unclear = list(verdict.loc[verdict["outcome"] == "inconclusive", "check"])
+    outcome = "NO-GO" if bad else "inconclusive" if unclear else "GO"
+    return {"outcome": outcome, "no_go": bad, "inconclusive": unclear, "panel": "not graded",
+            "proposal": proposal["hash"]}  # fmt: skip
+
+
+def panel_row():
+    """Return the row of the blinded panel, which only people can grade."""
+    row = ("panel", "blinded panel of 50", np.nan, np.nan, np.nan, "graded by people", "not graded")
+    return pd.DataFrame([row], columns=CHECK_COLUMNS)
+
+
+def validate_estimators(table, snr_true, edges=(1, 2, 5, 10, 20, 50, 100, 200)):
+    """Compare blind arc_snr with the ideal observer's S/N where truth is known.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        With arc_snr.
+    snr_true : array_like of shape (N,)
+        arc_snr_true of injections, or snr_true of the simulated sky's truth table.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Per bin of true S/N: n, median_true, median, lower, upper (16-84 %) of arc_snr, ratio of the medians.
+    """
+    frame = pd.DataFrame({"true": np.asarray(snr_true, dtype=float), "blind": table["arc_snr"].to_numpy(dtype=float)})
+    frame["bin"] = pd.cut(frame["true"], edges)
+    grouped = frame.dropna().groupby("bin", observed=True)
+    out = grouped["blind"].quantile([0.16, 0.5, 0.84]).unstack().set_axis(["lower", "median", "upper"], axis=1)
+    out = out.assign(n=grouped.size(), median_true=grouped["true"].median())
+    return out.reset_index(drop=True).assign(ratio=lambda t: t["median"] / t["median_true"])
+
+
+def summarise_snr(table, population, weights=None, edges=(0.0, 18.0, 19.0, 20.0, 99.0)):
+    """Return mean, median and the fractions of arc_snr below 2, below 5 and above 20, overall and by host magnitude."""
+    weights, rows = np.ones(len(table)) if weights is None else np.asarray(weights, dtype=float), []
+    mag, snr = table["mag_r"].to_numpy(dtype=float), table["arc_snr"].to_numpy(dtype=float)
+    for low, high in [(-np.inf, np.inf), *zip(edges[:-1], edges[1:], strict=True)]:
+        use = (mag >= low) & (mag < high) & (weights > 0)
+        if not use.any():
+            continue
+        share = weights[use] / weights[use].sum()
+        rows.append({"population": population, "mag_low": low, "mag_high": high, "n": int(use.sum()),
+                     "mean": share @ snr[use], "median": _quantile(snr[use], share, 0.5),
+                     "below_2": share @ (snr[use] < 2), "below_5": share @ (snr[use] < 5),
+                     "above_20": share @ (snr[use] > 20)})  # fmt: skip
+    return pd.DataFrame(rows)
