@@ -121,6 +121,8 @@ def _write_shard(shard):
     folder, number, part, key = shard
     array, table, mark = _name_shard(folder, number, True)
     mark.unlink(missing_ok=True)
+    for stale in array.parent.glob(f".{array.name}.*"):  # what a kill left half-written
+        stale.unlink(missing_ok=True)
     blocks = []
     with write_atomic(array) as temporary:
         shape = (len(part), 3, STAMP_SIZE, STAMP_SIZE)
