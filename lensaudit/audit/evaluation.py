@@ -157,6 +157,8 @@ def list_subsets(test, visibility_cut=2.0):
     lens, tier = test["label"] == 1, test["tier"]
     subsets = {"all labelled lenses": lens} | {f"Tier {t}": lens & (tier == t) for t in ("A", "B", "S")}
     first = subsets["Tier A"]
+    if "is_independent" in test:
+        subsets["Tier A, also listed by an independent channel"] = first & test["is_independent"].astype(bool)
     if "arc_snr" in test:
         snr = test["arc_snr"]
         subsets["Tier A, visible"] = first & (snr >= visibility_cut)

@@ -6,14 +6,15 @@ differ from field to field, not how much the training does. Retraining per fold 
 
 import numpy as np
 import pandas as pd
-from scipy.spatial import cKDTree
 
 from lensaudit.audit.thresholds import parent_weights, weigh_fraction
+from lensaudit.catalogs.sphere import find_nearest
+from lensaudit.catalogs.splits import LEAK_RADII
 from lensaudit.rng import hash_order
 from lensaudit.stats import MIN_DELONG, auc_interval, jeffreys_interval
 
 REGION_SHIFT = 6  # nested HEALPix nside 128 -> nside 16, pixels of 3.7 degrees
-LEAK_EDGES = (0.0, 38.0, 300.0, 1800.0, np.inf)  # arcsec; stamps of 26.5 arcsec share no pixels beyond the diagonal
+LEAK_EDGES = (0.0, *LEAK_RADII, np.inf)  # arcsec
 WRONG_RATES = (0.0, 0.1, 0.2, 0.3, 0.4)
 CONFUSER_KINDS = ("ring", "spiral", "merger")
 
@@ -89,19 +90,6 @@ def summarise_folds(folds):
     return pd.DataFrame(rows)
 
 
-def _unit_vectors(table):
-    ra, dec = np.deg2rad(table["ra"].to_numpy(float)), np.deg2rad(table["dec"].to_numpy(float))
-    return np.column_stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)])
-
-
-def measure_nearest(objects, others):
-    """Return the angle from each object to the nearest of the others [arcsec]; infinity when there is none."""
-    if not len(others) or not len(objects):
-        return np.full(len(objects), np.inf)
-    chord, _ = cKDTree(_unit_vectors(others)).query(_unit_vectors(objects))
-    return np.rad2deg(2.0 * np.arcsin(np.clip(0.5 * chord, 0.0, 1.0))) * 3600.0
-
-
 def measure_leaks(test, train, thresholds, point):
     """Recall of test lenses by their distance to the nearest training object.
 
@@ -114,18 +102,18 @@ def measure_leaks(test, train, thresholds, point):
     Returns
     -------
     DataFrame
-        ``bucket`` [arcsec], ``n``, ``k``, ``recall``, ``lower``, ``upper`` (95 %). Lenses in the first bucket would
-        share pixels with a training stamp; there must be none.
+        ``bucket`` [arcsec], ``n``, ``k``, ``recall``, ``lower``, ``upper`` (95 %). Lenses in the first bucket, within
+        a stamp's diagonal, could share pixels with a training stamp; there must be none.
     """
     lenses = test[test["label"] == 1]
-    distance = measure_nearest(lenses, train)
+    _, distance = find_nearest(lenses["ra"], lenses["dec"], train["ra"], train["dec"])
     flag = lenses["logit"].to_numpy() > thresholds[point]["threshold"]
     rows = []
     for low, high in zip(LEAK_EDGES[:-1], LEAK_EDGES[1:], strict=True):
         inside = (distance >= low) & (distance < high)
         n, k = int(inside.sum()), int(flag[inside].sum())
         lower, upper = jeffreys_interval(k, n)
-        bucket = f"{low:g}-{high:g}" if np.isfinite(high) else f">= {low:g}"
+        bucket = f"{low:.3g}-{high:.4g}" if np.isfinite(high) else f">= {low:.4g}"
         rows.append({"bucket": bucket, "n": n, "k": k, "recall": k / n if n else np.nan, "lower": lower,
                      "upper": upper})  # fmt: skip
     return pd.DataFrame(rows)

@@ -179,7 +179,7 @@ def measure_achieved(thresholds, test):
     -------
     dict
         Adds ``achieved_test_fpr``, ``..._lower``, ``..._upper`` (95 %), ``..._footprint``, ``n_test_negatives``,
-        ``n_test_exceedances``.
+        ``n_test_exceedances``, ``n_test_eff`` (Kish).
     """
     weights = parent_weights(test)
     parent, weights = test[weights > 0], weights[weights > 0]
@@ -194,7 +194,7 @@ def measure_achieved(thresholds, test):
         out[name] |= {"achieved_test_fpr": fraction, "achieved_test_fpr_lower": lower,
                       "achieved_test_fpr_upper": upper, "n_test_negatives": len(parent),
                       "achieved_test_fpr_footprint": weigh_fraction(flag, footprint)[0],
-                      "n_test_exceedances": int(flag.sum())}  # fmt: skip
+                      "n_test_exceedances": int(flag.sum()), "n_test_eff": kish_n_eff(weights)}  # fmt: skip
     return out
 
 

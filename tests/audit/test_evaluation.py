@@ -194,7 +194,7 @@ def test_leak_buckets():
     test = pd.DataFrame({"label": 1, "logit": [1.0, -1, 1, 1], "ra": [10.0, 10, 10, 200], "dec": [0.0, 1, 2, 3]})
     train = pd.DataFrame({"ra": [10.0, 10.0, 10.0], "dec": [0.005, 1.05, 2.2]})
     leaks = robustness.measure_leaks(test, train, cuts, "fpr_1e-2")
-    assert leaks.n.tolist() == [1, 1, 1, 1] and leaks.k.tolist() == [1, 0, 1, 1]
+    assert leaks.n.tolist() == [1, 0, 1, 1, 1] and leaks.k.tolist() == [1, 0, 0, 1, 1]
 
 
 def test_label_noise_recovers_the_true_recall():
