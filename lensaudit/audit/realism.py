@@ -16,7 +16,8 @@ from lensaudit import stats
 from lensaudit.artifacts import UserError, hash_object
 from lensaudit.audit.recovery import KernelModel, Scaler, fit_model, fit_scaler
 from lensaudit.audit.two_sample import find_power, frechet_distance, probe_classes, weighted_ks
-from lensaudit.constants import BANDS, PIXEL_SCALE, RENDER_SIZE
+from lensaudit.constants import BANDS
+from lensaudit.injection.inject import inject, remove_lens
 from lensaudit.photometry import depth_to_sigma
 
 TARGET_COLUMNS = ("arc_radius", "psfsize_r", "depth_r", "mag_r")
@@ -215,16 +216,18 @@ def check_regions(injections, threshold, config, n_regions=4):
     return pd.DataFrame(rows, columns=CHECK_COLUMNS)
 
 
-def check_contaminants(rows, store, detector, injections, threshold, config, limit=600):
+def check_contaminants(hosts, boxes, injections, detector, threshold, config, limit=600):
     """Compare the false-positive rate of confusers with and without an unlensed blue source of an arc's flux.
 
     Parameters
     ----------
-    rows : pandas.DataFrame
-        Confusers (pool N2) with cutout_path, confuser_category, psfsize_{g,r,z}.
-    store, detector
+    hosts : pandas.DataFrame
+        Host table with confuser_category; hosts without one are left out.
+    boxes : ndarray of shape (n_hosts, 3, 65, 65) [nMgy]
     injections : pandas.DataFrame
-        Their mag_lensed_{g,r,z} give the fluxes.
+        Their sources, unlensed but as bright as the arc, are put 1-2.5 arcsec from the confusers.
+    detector : object
+        With ``score``.
     threshold : float
         On the logit.
     config : lensaudit.config.Config
@@ -234,39 +237,28 @@ def check_contaminants(rows, store, detector, injections, threshold, config, lim
     Returns
     -------
     pandas.DataFrame
-        Per category: FPR with against without the source, reported only.
+        Columns `CHECK_COLUMNS`, per category: FPR with the source; without it and the ratio stand in the name.
     """
-    order = streams.hash_order(config.seed, "audit/realism/contaminant", rows["galaxy_id"].astype(str))
-    rows = rows.iloc[np.argsort(order)[:limit]].reset_index(drop=True)
-    if rows.empty:
+    confuser = np.flatnonzero((hosts["confuser_category"].fillna("") != "").to_numpy())
+    order = streams.hash_order(config.seed, "audit/realism/contaminant", hosts["galaxy_id"].iloc[confuser].astype(str))
+    chosen = confuser[np.argsort(order)[:limit]]
+    if not len(chosen):
         return pd.DataFrame(columns=CHECK_COLUMNS)
-    boxes = store.read_box(list(rows["cutout_path"]), RENDER_SIZE)
-    generator = streams.make_stream(config.seed, "audit/realism/contaminant")
-    arcs = injections.iloc[generator.integers(0, len(injections), len(rows))]
-    radius, angle = generator.uniform(1.0, 2.5, len(rows)), generator.uniform(0, 2 * np.pi, len(rows))
-    spoiled = add_blobs(boxes, rows, arcs, radius * np.cos(angle), radius * np.sin(angle))
-    before, after = detector.score(boxes) > threshold, detector.score(spoiled) > threshold
+    own, generator = hosts.iloc[chosen].reset_index(drop=True), streams.make_stream(config.seed, "audit/contaminant")
+    arcs = injections.iloc[generator.integers(0, len(injections), len(own))].reset_index(drop=True)
+    radius, angle = generator.uniform(1.0, 2.5, len(own)), generator.uniform(0, 2 * np.pi, len(own))
+    arcs = remove_lens(arcs).assign(injection_id=np.arange(len(own)), host_index=own["host_index"].to_numpy(),
+                                    source_x=radius * np.cos(angle), source_y=radius * np.sin(angle))  # fmt: skip
+    spoiled, _ = inject(arcs, own, boxes[chosen], config, config.seed)
+    before, after = detector.score(boxes[chosen]) > threshold, detector.score(spoiled) > threshold
     out = []
-    for name, index in [("all", np.arange(len(rows))), *rows.groupby("confuser_category").indices.items()]:
+    for name, index in [("all", np.arange(len(own))), *own.groupby("confuser_category").indices.items()]:
         a, b = before[index], after[index]
         lower, upper = stats.jeffreys_interval(b.sum(), len(b))
         ratio = b.mean() / a.mean() if a.any() else np.inf
-        label = f"contaminants, {name or 'none'}: FPR with a blue source (without: {a.mean():.4f}, ratio {ratio:.1f})"
+        label = f"contaminants, {name}: FPR with a blue source (without: {a.mean():.4f}, ratio {ratio:.1f})"
         out.append(("test", label, b.mean(), lower, upper, "", "reported"))
     return pd.DataFrame(out, columns=CHECK_COLUMNS)
-
-
-def add_blobs(boxes, rows, arcs, x, y):
-    """Add unlensed point-like sources of the arcs' flux at (x, y) [arcsec], as Gaussians of FWHM psfsize."""
-    half = RENDER_SIZE // 2
-    grid_y, grid_x = np.mgrid[-half : half + 1, -half : half + 1] * PIXEL_SCALE
-    out = np.array(boxes, dtype=np.float32)
-    for number, band in enumerate(BANDS):
-        sigma = rows[f"psfsize_{band}"].to_numpy()[:, None, None] / 2.3548
-        flux = 10 ** (-0.4 * (arcs[f"mag_lensed_{band}"].to_numpy() - 22.5))[:, None, None]
-        square = (grid_x - x[:, None, None]) ** 2 + (grid_y - y[:, None, None]) ** 2
-        out[:, number] += flux * PIXEL_SCALE**2 / (2 * np.pi * sigma**2) * np.exp(-0.5 * square / sigma**2)
-    return out
 
 
 def freeze_proposal(targets, pilot, weights, config, prior):
