@@ -1,0 +1,1 @@
+"""Real excerpts: catalogues and survey tables (`tables`), stamps, scores and injections (`stamps`)."""
