@@ -106,7 +106,7 @@ def make_macros(summary, formats=None):
     summary : dict
         Nested; leaves are numbers, flags, short texts or None. ``summary["closure"]["verdict"]`` is needed.
     formats : dict of str -> str, optional
-        Float format by dotted path or by last word of the path.
+        Float format by dotted path, last word of the path, or first word and a dot (``"config."``).
 
     Returns
     -------
@@ -127,7 +127,8 @@ def make_macros(summary, formats=None):
         if name in seen:
             raise UserError(f"summary: {path} and {seen[name]} give the same macro {name}; rename one")
         seen[name] = path
-        spec = formats.get(path, formats.get(path.rsplit(".", 1)[-1], ".3f"))
+        group, last = path.split(".")[0] + ".", path.rsplit(".", 1)[-1]
+        spec = formats.get(path, formats.get(last, formats.get(group, ".3f")))
         lines.append(rf"\newcommand{{{name}}}{{{format_value(value, spec)}}}")
     lines.append(rf"\newcommand{{\closureverdict}}{{{colour_verdict(verdict)}}}")
     return "\n".join(lines) + "\n"
@@ -186,6 +187,60 @@ def _integer_if_whole(value):
     """A count that passed through a float column (because of a gap) prints as an integer when it is large."""
     whole = isinstance(value, float) and value.is_integer() and abs(value) >= 100
     return int(value) if whole else value
+
+
+def write_paper(stage, summary, tables, formats=None):
+    """Write what the paper reads: summary.json, macros.tex, tables/*.tex and the model card.
+
+    Parameters
+    ----------
+    stage : lensaudit.artifacts.Stage
+    summary : dict
+        From `summary.collect_summary`.
+    tables : dict of name -> dict
+        Keywords of `make_table`.
+    formats : dict, optional
+        As for `make_macros`.
+    """
+    stage.write_json("summary.json", summary)
+    texts = {"macros.tex": make_macros(summary, formats), "model_card.md": make_model_card(summary)}
+    texts |= {f"tables/{name}.tex": make_table(**keywords) for name, keywords in tables.items()}
+    for name, text in texts.items():
+        with write_atomic(stage.output(name)) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def make_model_card(summary):
+    """Return the model card of the audited detector as Markdown: what it is, what was measured, what it is not for."""
+    run, closure, strict = summary["run"], summary["closure"], summary["strict"]
+    evaluation, training = summary["evaluation"], summary["training"]
+    sky = "a simulated sky; nothing here describes real lenses" if run["simulated"] else "survey data"
+
+    def say(row, name):
+        numbers = [row[f"{name}{bound}"] for bound in ("", "_lower", "_upper")]
+        known = all(isinstance(v, (int, float)) and math.isfinite(v) for v in numbers)
+        return "{:.3f} [{:.3f}, {:.3f}]".format(*numbers) if known else "cannot be computed"
+
+    lines = [
+        f"# Detector {run['detector']}", "",
+        f"Measured on {sky}. Profile {run['profile']}, seed {run['seed']}.", "", "## What it is", "",
+        f"- {summary['config']['training']['architecture']}, {training['epochs']} epochs, preprocessing "
+        f"{summary['config']['training']['preprocessing']}, selected on validation (AUC {training['best_auc']:.3f}).",
+        "- Trained on catalogued lenses and survey galaxies only; no injection entered training or thresholds.", "",
+        "## What was measured", "",
+        f"- Test AUC against the parent population: {say(evaluation, 'auc')}.",
+        f"- Held-out Tier-A recall at FPR 1e-2: {say(evaluation, 'recall_tier_A')} of {evaluation['n_tier_A']} lenses.",
+        f"- Closure at FPR 1e-2: observed {say(closure, 'recall')}, predicted {say(closure, 'predicted')}: "
+        f"{closure['verdict']} ({closure['n_lenses']} supported lenses, {closure['n_unsupported']} unsupported).",
+        f"- Closure at FPR 1e-3: observed {say(strict, 'recall')}, predicted {say(strict, 'predicted')}: "
+        f"{strict['verdict']}.",
+        f"- Realism gate: {summary['realism']['verdict']}. Controls that had to be caught: "
+        f"{summary['controls']['n_must_fail_caught']} of {summary['controls']['n_must_fail']}.", "",
+        "## What it is not for", "",
+        "- Not a purity without a prevalence, not calibrated lens probabilities, not conditions outside the grid.",
+        "- The selection function is that of this detector and does not carry over to another.",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
 
 
 def find_macros(latex):
