@@ -124,7 +124,7 @@ def plot_injections(before, arcs, after, table):
     -------
     matplotlib.figure.Figure
     """
-    names = ("before", "arc alone", "after", "after - before, r")
+    names = ("before", "arc alone (own stretch)", "after", "after - before, r")
     figure, axes = new_figure("text", 1.62 * len(table) + 0.3, nrows=len(table), ncols=4, squeeze=False,
                               sharex=True, sharey=True)  # fmt: skip
     half = before.shape[-1] * PIXEL_SCALE / 2
@@ -134,8 +134,9 @@ def plot_injections(before, arcs, after, table):
         softening = 2 * noise
         peak = max(np.quantile(host[1] - level[1], 0.995), 10 * softening)
         box = (-half, half, -half, half)
-        for axis, image in zip(line[:3], (host - level, arc, both - level), strict=True):
-            axis.imshow(make_picture(image, softening, peak), extent=box)
+        pictures = ((host - level, peak), (arc, arc[1].max()), (both - level, peak))
+        for axis, (image, top) in zip(line[:3], pictures, strict=True):
+            axis.imshow(make_picture(image, min(softening, top / 10), top), extent=box)
         limit = max(arc[1].max(), noise)
         line[3].imshow(both[1] - host[1], extent=box, cmap=SEQUENTIAL, vmin=-0.1 * limit, vmax=limit)
         angle = np.linspace(0, 2 * np.pi, 181)
@@ -145,7 +146,7 @@ def plot_injections(before, arcs, after, table):
                  rf"$\theta_{{\rm E}}$ {row.theta_E:.2f}$''$, $r$ = {row.mag_lensed_r:.1f}",
                  f"logit {row.logit:.2f}, arc S/N {row.arc_snr:.1f}", "")  # fmt: skip
         for axis, text in zip(line, texts, strict=True):
-            axis.text(0.03, 0.03, text, transform=axis.transAxes, color="white", size=5.5)
+            axis.text(0.04, 0.06, text, transform=axis.transAxes, color="white", size=5.5)
             axis.tick_params(color="white", labelsize=6)
     for axis, name in zip(axes[0], names, strict=True):
         axis.set_title(name)

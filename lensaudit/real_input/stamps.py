@@ -11,7 +11,9 @@ import pandas as pd
 
 from lensaudit.artifacts import UserError, load_dataset
 from lensaudit.audit.detectability import measure_arcs
+from lensaudit.audit.thresholds import freeze_detector
 from lensaudit.constants import BANDS, STAMP_SIZE
+from lensaudit.detectors.scoring import load_detector
 from lensaudit.pixels.formats import find_refusal, measure_gaps, read_fits_cutout, read_stamp_npz, select_bands
 from lensaudit.pixels.quality import measure_quality
 from lensaudit.pixels.resampling import measure_aperture, resample_stamp
@@ -178,6 +180,40 @@ def compare_noise(table, images):
             "highest": values.max(initial=-np.inf), "inside": inside, "sky": accepted.loc[own, f"sky_{band}"].median(),
         })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def load_frozen(stage, training, evaluation):
+    """Load the frozen detector of another profile and its operating points.
+
+    Parameters
+    ----------
+    stage : lensaudit.artifacts.Stage
+        Declares both stages as inputs.
+    training, evaluation : str
+        Such as ``"04_training@demo"`` and ``"05_evaluation@demo"``.
+
+    Returns
+    -------
+    detector : lensaudit.detectors.scoring.Detector
+    thresholds : dict
+
+    Raises
+    ------
+    UserError
+        When the checkpoint is not the one that was frozen.
+    """
+    weights, preprocessing = (
+        stage.input(training, f"checkpoint/{name}") for name in ("weights.safetensors", "preprocessing.json")
+    )
+    for name in ("config.json", "model.json"):
+        stage.input(training, f"checkpoint/{name}")
+    detector = load_detector(weights.parent, stage.config.device)
+    thresholds, frozen = (stage.read_json(evaluation, f"{n}.json") for n in ("thresholds", "frozen_detector"))
+    found = freeze_detector(detector.id, weights, preprocessing, thresholds)
+    changed = [name for name in ("model", "weights", "preprocessing") if found[name] != frozen[name]]
+    if changed:
+        raise UserError(f"{training}: {', '.join(changed)} differ from the frozen detector; run {evaluation} again")
+    return detector, thresholds
 
 
 def score_stamps(table, images, detector, thresholds):
