@@ -1,0 +1,262 @@
+"""Numbers become macros, tables and a paper; nothing that no stage made gets through."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lensaudit import report, summary
+from lensaudit.artifacts import Stage, UserError
+from lensaudit.audit.completeness import CELL_COLUMNS
+from lensaudit.config import load_config
+
+STAGES = ("01_crossmatch", "02_sampling", "03_cutouts", "04_training", "05_evaluation", "06_injection_realism",
+          "07_completeness", "08_failure_modes")  # fmt: skip
+POINTS = ("fpr_1e-2", "fpr_1e-3", "fpr_1e-4")
+
+
+def make_row(verdict="closes"):
+    return {"recall": 0.44, "recall_lower": 0.38, "recall_upper": 0.5, "predicted": 0.43, "predicted_lower": 0.37,
+            "predicted_upper": 0.49, "n_lenses": 214, "n_unsupported": 2, "half_width": 0.06, "z": 0.3, "closes": True,
+            "verdict": verdict, "n_eff": 41.5, "tertiles": {"bins": [], "max_abs_z": 1.2, "limit": 2.8}}  # fmt: skip
+
+
+def make_closure(verdict="closes"):
+    control = {"must_fail": True, "caught": True, "caught_by": ["twins"], "conditional": make_row("does not close"),
+               "twins": make_row("does not close")}  # fmt: skip
+    extra = {"twins": make_row(), "grid": make_row("inconclusive"),
+             "controls": {"random_hosts": control, "faint": control, "gain_150": control | {"must_fail": False}},
+             "detector": "0123abcd4567"}  # fmt: skip
+    strict = make_row() | extra | {"fpr": 0.001}
+    return make_row(verdict) | extra | {"fpr": 0.01, "fpr_1e-3": strict}
+
+
+def make_thresholds():
+    known = {"threshold": 2.1, "lower": 2.0, "upper": 2.2, "n_negatives": 11000, "status": "headline",
+             "achieved_test_fpr": 0.0101, "achieved_test_fpr_lower": 0.008, "achieved_test_fpr_upper": 0.012}  # fmt: skip
+    unknown = dict.fromkeys(known) | {"n_negatives": 11000, "status": "cannot be computed"}
+    return {"fpr_1e-2": known, "fpr_1e-3": known, "fpr_1e-4": unknown,
+            "score_0.5": {"threshold": 0.0, "lower": 0.0, "upper": 0.0, "status": "fixed"}}  # fmt: skip
+
+
+def make_evaluation():
+    subsets = ("all labelled lenses", "Tier A", "Tier B", "Tier S", "Tier A, visible")
+    recall = [{"subset": s, "point": p, "n": 0 if s == "Tier S" else 210, "k": 90, "recall": 0.43, "lower_total": 0.36,
+               "upper_total": 0.5} for s in subsets for p in POINTS[:2]]  # fmt: skip
+    metric = {"value": 0.94, "lower": 0.93, "upper": 0.95}
+    return {"thresholds": make_thresholds(), "counts": {"lenses": 360}, "recall": recall,
+            "metrics": {m: metric for m in ("auc", "average_precision", "tpr0", "tpr10")}}  # fmt: skip
+
+
+def write_stages(config, closure=None):
+    """Write the smallest set of stage outputs that the summary reads, through the real `Stage`."""
+    stages = {name: Stage(name, config) for name in STAGES}
+    systems = pd.DataFrame({"entry_id": ["a", "b", "c"], "system_id": ["1", "1", "2"], "tier": ["A", "B", "S"]})
+    stages["01_crossmatch"].write_table("systems.parquet", systems)
+    matched = pd.DataFrame({"system_id": ["1", "2"], "tier": ["A", "S"], "separation": [0.05, 0.07]})
+    stages["01_crossmatch"].write_table("positives.parquet", matched)
+    stages["01_crossmatch"].write_table("unmatched.parquet", pd.DataFrame({"entry_id": ["x"], "reason": ["masked"]}))
+    samples = pd.DataFrame({"label": [1, 1, 1, 0, 0, 0], "tier": ["A", "A", "B", "N1", "N1", "N2"],
+                            "pool": ["", "", "", "N1", "N1", "N2"],
+                            "split": ["train", "val", "test", "train", "val", "test"]})  # fmt: skip
+    stages["02_sampling"].write_table("samples.parquet", samples)
+    parity = pd.DataFrame({"cut": ["all", "nobs", "nobs_z"], "is_detail": [False, False, True],
+                           "n_removed_alone": [0, 12000, 11000], "n_removed_in_order": [0, 10000, 9000],
+                           "n_left": [262113, 252113, 252113]})  # fmt: skip
+    stages["02_sampling"].write_table("parity.parquet", parity)
+    shared = {"galaxy_id": 0, "system_id": 0, "healpix_128": 0}
+    stages["02_sampling"].write_json("splits.json", {"is_disjoint": True, "overlapping_pairs": 0, "shared": shared})
+    stamps = pd.DataFrame({"galaxy_id": ["g1", "g2"], "quality_ok": [True, False]})
+    stages["03_cutouts"].write_table("stamps.parquet", stamps)
+    metrics = stages["04_training"].output("checkpoint/metrics.csv")
+    pd.DataFrame({"epoch": [1, 2], "val_auc": [0.9, 0.94]}).to_csv(metrics, index=False)
+    stages["05_evaluation"].write_json("evaluation.json", make_evaluation())
+    stages["05_evaluation"].write_json("thresholds.json", make_thresholds())
+    checks = pd.DataFrame({"check": ["arc_snr median", "panel"], "value": [1.1, np.nan], "lower": [0.9, np.nan],
+                           "upper": [1.3, np.nan], "threshold": ["0.5-2", "graders"],
+                           "outcome": ["GO", "not graded"]})  # fmt: skip
+    stages["06_injection_realism"].write_table("realism.parquet", checks)
+    stages["06_injection_realism"].write_json("realism.json", {"verdict": "GO"})
+    hosts = pd.DataFrame({"in_deployment": [True, True], "in_deflector": [True, False]})
+    stages["06_injection_realism"].write_table("hosts.parquet", hosts)
+    write_audit(stages, closure or make_closure())
+    for stage in stages.values():
+        stage.close()
+
+
+def write_audit(stages, closure):
+    stage = stages["07_completeness"]
+    for name in ("grid_injections", "closure_injections", "deployment_injections", "twins", "controls"):
+        stage.write_table(f"{name}.parquet", pd.DataFrame({"injection_id": np.arange(5)}))
+    cells = pd.DataFrame(0.0, index=range(4), columns=list(CELL_COLUMNS))
+    cells = cells.assign(threshold_name="fpr_1e-2", seeing=[0.9, 0.9, 1.05, 1.05], completeness=[0.1, 0.3, 0.2, np.nan],
+                         footprint_weight=[1.0, 1.0, 2.0, 0.0], sufficient=[True, True, True, False])  # fmt: skip
+    stage.write_table("cells.parquet", cells)
+    numbers = {f"{n}{b}": 0.5 for n in ("p_d", "p_m_d", "p_m_nd", "recall") for b in ("", "_lower", "_upper")}
+    gates = [{"population": p, "axis": "all", "n": 210, "missed_invisible": 0.6, "missed_visible": 0.4} | numbers
+             for p in ("lenses", "injections")]  # fmt: skip
+    stage.write_table("two_gates.parquet", pd.DataFrame(gates))
+    stage.write_json("closure.json", closure)
+    rates = pd.DataFrame({"point": "fpr_1e-2", "axis": ["all", "confuser proxy"], "stratum": ["all", "ring_proxy"],
+                          "n": [11000, 400], "k": [110, 9], "per_1e4": [100.0, 225.0], "lower": [80.0, 100.0],
+                          "upper": [120.0, 400.0]})  # fmt: skip
+    stages["08_failure_modes"].write_table("false_positives.parquet", rates)
+    purity = pd.DataFrame({"point": "fpr_1e-2", "prevalence": [1e-4], "purity": [0.005], "lower": [0.004],
+                           "upper": [0.006], "status": ["reported"]})  # fmt: skip
+    stages["08_failure_modes"].write_table("prevalence.parquet", purity)
+
+
+@pytest.fixture
+def stage(scratch_root):
+    config = load_config("smoke")
+    write_stages(config)
+    return Stage("09_summary", config, inputs=STAGES)
+
+
+def write_summary(stage):
+    numbers = summary.collect_summary(stage)
+    report.write_paper(stage, numbers, summary.collect_tables(stage, numbers), summary.FORMATS)
+    return numbers
+
+
+def test_every_macro_of_the_paper_is_made(stage, root):
+    macros = report.make_macros(summary.collect_summary(stage), summary.FORMATS)
+    made = set(re.findall(r"\\newcommand\{(\\[A-Za-z]+)\}", macros))
+    used = report.find_macros((root / "paper" / "paper.tex").read_text(encoding="utf-8"))
+    assert used and used <= made, f"paper.tex uses {sorted(used - made)}"
+    assert all(re.fullmatch(r"\\[A-Za-z]+", name) for name in made)
+
+
+def test_every_table_of_the_paper_is_made(stage, root):
+    text = (root / "paper" / "paper.tex").read_text(encoding="utf-8")
+    tables = summary.collect_tables(stage, summary.collect_summary(stage))
+    assert set(re.findall(r"\\input\{generated/([a-z_]+)\}", text)) - {"macros"} == set(tables)
+    labels = set(re.findall(r"\\label\{([^}]+)\}", text)) | {t["label"] for t in tables.values()}
+    assert set(re.findall(r"\\ref\{([^}]+)\}", text)) <= labels
+    for _, _, where in summary.OBJECTIONS:
+        assert where in labels or (root / where).is_file(), f"objection answered in {where}, which does not exist"
+
+
+def test_numbers_are_those_of_the_stages(stage):
+    numbers = summary.collect_summary(stage)
+    assert numbers["crossmatch"]["n_systems"] == 2 and numbers["crossmatch"]["tier_s"] == 1
+    assert numbers["completeness"]["mean"] == pytest.approx((0.1 + 0.3 + 2 * 0.2) / 4)
+    assert numbers["training"] == {"epochs": 2, "best_epoch": 2, "best_auc": 0.94}
+    assert numbers["controls"]["n_must_fail_caught"] == 2 and numbers["closure"]["predicted"] == 0.43
+
+
+def test_missing_key_is_one_clear_error(scratch_root):
+    config, closure = load_config("smoke"), make_closure()
+    del closure["n_unsupported"]
+    write_stages(config, closure)
+    with pytest.raises(UserError, match=r"closure.json.*n_unsupported"):
+        summary.collect_summary(Stage("09_summary", config, inputs=STAGES))
+
+
+@pytest.mark.parametrize("verdict, red", [("closes", False), ("does not close", True), ("too few", False)])
+def test_failed_closure_is_red(verdict, red):
+    text = report.make_macros({"closure": {"verdict": verdict}})
+    line = next(line for line in text.splitlines() if r"\closureverdict" in line)
+    assert verdict in line and ("red" in line) is red
+
+
+@pytest.mark.parametrize("value, spec, expected", [
+    (12000, ".3f", r"\ensuremath{12\,000}"), (214, ".3f", r"\ensuremath{214}"), (0.4396, ".3f", r"\ensuremath{0.440}"),
+    (0.938, "pct", r"\ensuremath{93.8\,\%}"), (9.99e-5, "sci", r"\ensuremath{1.0\times 10^{-4}}"),
+    (None, ".3f", r"\emph{cannot be computed}"), (float("nan"), ".3f", r"\emph{cannot be computed}"),
+    (True, ".3f", "yes"), ("a_b & 5%", ".3f", r"a\_b \& 5\%"), (np.float64(0.5), ".1f", r"\ensuremath{0.5}"),
+    ((2.5, 3.5), "g", r"\ensuremath{2.5}, \ensuremath{3.5}"), (-0.00012, "sci", r"\ensuremath{-1.2\times 10^{-4}}"),
+])  # fmt: skip
+def test_format_value(value, spec, expected):
+    assert report.format_value(value, spec) == expected
+
+
+def test_macro_names():
+    assert report.name_macro("closure.n_lenses") == r"\valClosureNLenses"
+    assert report.name_macro("evaluation.tpr10") == r"\valEvaluationTprOneZero"
+    with pytest.raises(UserError, match="same macro"):
+        report.make_macros({"closure": {"verdict": "closes", "a_b": 1, "a-b": 2}})
+
+
+def test_table_escapes_and_refuses_missing_columns():
+    table = pd.DataFrame({"name": ["a_b"], "n": [12000.0], "text": [r"$x$"]})
+    text = report.make_table(table, {"name": "name", "n": "$n$", "text": ("t", "latex")}, "c", "tab:x")
+    assert r"a\_b & \ensuremath{12\,000} & $x$ \\" in text
+    with pytest.raises(UserError, match="absent"):
+        report.make_table(table, {"absent": "h"}, "c", "tab:x")
+
+
+def test_paper_with_an_unmade_number_is_refused():
+    latex = r"\input{generated/macros}\input{generated/known}\includegraphics[width=1cm]{plot} \valFoo \valBar"
+    report.check_paper(latex, r"\newcommand{\valFoo}{1}\newcommand{\valBar}{2}", {"known"}, {"plot"})
+    with pytest.raises(UserError, match="valBar.*table known.*figure plot"):
+        report.check_paper(latex, r"\newcommand{\valFoo}{1}", set(), set())
+
+
+def promote_small_paper(scratch_root, stage):
+    from lensaudit.figures.schematic import plot_schematic
+
+    numbers = write_summary(stage)
+    counts = summary.list_counts(numbers)
+    stage.save_figure(plot_schematic(counts), "schematic", data=counts)
+    stage.close()
+    (scratch_root / "paper").mkdir(exist_ok=True)
+    (scratch_root / "paper" / "paper.tex").write_text(r"\valClosureRecall \includegraphics{schematic}")
+    return report.promote("smoke")
+
+
+def test_promote_copies_indexes_and_removes_stale(scratch_root, stage):
+    (scratch_root / "figures").mkdir()
+    (scratch_root / "figures" / "old.pdf").write_text("stale")
+    index = promote_small_paper(scratch_root, stage)
+    assert not (scratch_root / "figures" / "old.pdf").exists()
+    assert index == json.loads((scratch_root / "figures" / "index.json").read_text())
+    row = index["figures"]["schematic"]
+    assert row["stage"] == "09_summary" and row["numbers"] == "schematic.csv" and row["inputs"]
+    for name in ("schematic.pdf", "schematic.png", "schematic.csv"):
+        assert (scratch_root / "figures" / name).is_file() and name in row["files"]
+    generated = {p.name for p in (scratch_root / "paper" / "generated").glob("*.tex")}
+    assert {"macros.tex", "closure.tex", "objections.tex"} <= generated
+    assert str(scratch_root) not in (scratch_root / "figures" / "index.json").read_text()
+
+
+def test_promote_refuses_a_changed_file(scratch_root, stage):
+    promote_small_paper(scratch_root, stage)
+    (stage.folder / "tables" / "closure.tex").write_text("by hand")
+    with pytest.raises(UserError, match="tables/closure.tex"):
+        report.promote("smoke")
+    with pytest.raises(UserError, match="make summary PROFILE=demo"):
+        report.promote("demo")
+
+
+def test_same_results_give_the_same_bytes(scratch_root, stage):
+    promote_small_paper(scratch_root, stage)
+    first = {p.name: p.read_bytes() for p in (scratch_root / "figures").iterdir()}
+    shutil.rmtree(scratch_root / "artifacts" / "smoke" / "09_summary")
+    promote_small_paper(scratch_root, Stage("09_summary", load_config("smoke"), inputs=STAGES))
+    assert first == {p.name: p.read_bytes() for p in (scratch_root / "figures").iterdir()}
+
+
+def test_verify(scratch_root, stage, capsys):
+    assert report.verify("smoke") == 0 and "nothing compared" in capsys.readouterr().err
+    write_summary(stage)
+    stage.close()
+    folder = scratch_root / "tests" / "reference"
+    folder.mkdir(parents=True)
+    values = {"closure.recall": {"value": 0.45, "tolerance": 0.02}, "closure.verdict": {"value": "closes"},
+              "closure.n_lenses": {"value": 214}}  # fmt: skip
+    (folder / "smoke.json").write_text(json.dumps({"values": values}))
+    assert report.verify("smoke") == 0
+    values["closure.recall"]["tolerance"] = 0.005
+    values["closure.absent"] = {"value": 1.0, "tolerance": 0.5}
+    (folder / "smoke.json").write_text(json.dumps({"values": values}))
+    with pytest.raises(UserError, match=r"closure.absent = null.*closure.recall = 0.44, stored 0.45 \+- 0.005"):
+        report.verify("smoke")
+
+
+def test_model_card_says_what_it_is_not(stage):
+    card = report.make_model_card(summary.collect_summary(stage))
+    assert "0123abcd4567" in card and "simulated sky" in card and "Not a purity without a prevalence" in card
