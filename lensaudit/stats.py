@@ -111,9 +111,7 @@ def pair_correlation(flag, host, brick, expected=None):
 
     Parameters
     ----------
-    flag : array_like of bool, shape (N,)
-    host, brick : array_like of shape (N,)
-        A host lies in one brick.
+    flag, host, brick : array_like of shape (N,)
     expected : array_like of shape (N,), optional
         Expected value of the flag, such as the mean of its cell; the overall mean when not given.
 
@@ -171,20 +169,10 @@ def effective_n(host, brick, rho_h, rho_b):
 
 
 def draw_multiplicities(groups, n, rng, chunk=64):
-    """Yield bootstrap multiplicities of rows, groups drawn with replacement.
+    """Yield the row multiplicities of `n` bootstrap resamples, groups drawn with replacement.
 
-    Parameters
-    ----------
-    groups : array_like of shape (N,) or int
-        Group of each row, or the number of rows when each is its own group.
-    n : int
-        Number of resamples.
-    rng : numpy.random.Generator
-    chunk : int
-
-    Yields
-    ------
-    ndarray of shape (<= chunk, N), float32
+    `groups` is the group of each row, shape (N,), or the number of rows when each is its own group. Each item is an
+    ndarray of shape (<= chunk, N), float32.
     """
     code = np.arange(groups) if isinstance(groups, (int, np.integer)) else encode_groups(groups)
     n_groups = int(code.max(initial=-1)) + 1

@@ -1,4 +1,4 @@
-"""Evaluation on the held-out split: scores joined by key, metrics with intervals, strata, one path-free summary.
+"""Evaluation on the held-out split: metrics with intervals, strata, one path-free summary.
 
 Selection happens on validation, everything here on test. Recall is of labelled lenses; tiers and visibility are kept
 apart; rates of false positives are those of the parent population (see `thresholds`). Metrics that the sample cannot
@@ -8,13 +8,9 @@ Left for later: paired tests between models and seeds (the tests themselves stan
 experiment, ensembles.
 """
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
-from scipy.special import expit, logit
 
-from lensaudit.artifacts import UserError, read_table
 from lensaudit.audit.thresholds import list_points, parent_weights, weigh_fraction
 from lensaudit.rng import make_stream
 from lensaudit.stats import (
@@ -25,87 +21,12 @@ from lensaudit.stats import (
     jeffreys_interval,
     summarise_bin,
     summarise_draws,
+    weighted_quantile,
 )
 
-KEYS = ["galaxy_id", "cutout_path"]
-SEEING_EDGES = (0.0, 1.1, 1.4, np.inf)  # psfsize_r [arcsec], about the terciles of the simulated and the real survey
-DEPTH_EDGES = (0.0, 23.5, 24.5, np.inf)  # depth_r [AB mag]
 MIN_CLASS = 10  # objects of each class below which a stratum's AUC is refused
 TOP_FRACTIONS = (0.001, 0.003, 0.01)
 VISIBILITY_CUTS = (1.0, 2.0, 3.0, 4.0, 5.0)  # arc_snr
-
-
-def read_scores(path):
-    """Read a score table from Parquet or CSV; it needs the two keys and ``logit`` or ``score``."""
-    path = Path(path)
-    if path.suffix.lower() != ".csv":
-        return read_table(path)
-    try:
-        return pd.read_csv(path, dtype=dict.fromkeys(KEYS, str))
-    except (OSError, ValueError, pd.errors.ParserError) as error:
-        raise UserError(f"{path.name}: not a readable CSV table ({error}); write it with a header line") from None
-
-
-def join_scores(manifest, scores):
-    """Join scores to the manifest by key, never by position.
-
-    Parameters
-    ----------
-    manifest : DataFrame
-        With ``galaxy_id`` and ``cutout_path``, one row per object.
-    scores : DataFrame
-        With the same keys and ``logit`` or ``score`` (a probability); any order.
-
-    Returns
-    -------
-    DataFrame
-        The manifest sorted by key, with float64 ``logit`` and ``score``.
-
-    Raises
-    ------
-    UserError
-        For a missing column, a missing, duplicate or extra key, or a score that is not finite.
-    """
-    for name, table in (("manifest", manifest), ("score table", scores)):
-        absent = [c for c in KEYS if c not in table]
-        if absent:
-            raise UserError(f"{name}: column(s) {', '.join(absent)} missing; scores are joined by {' and '.join(KEYS)}")
-        twice = table.duplicated(KEYS)
-        if twice.any():
-            raise UserError(f"{name}: {int(twice.sum())} duplicate key(s), first {table.loc[twice, KEYS[0]].iloc[0]}; "
-                            "keep one row per object")  # fmt: skip
-    if "logit" not in scores and "score" not in scores:
-        raise UserError("score table: column logit or score missing; give one of them")
-    values = scores["logit"] if "logit" in scores else logit(np.clip(scores["score"].astype(float), 1e-12, 1 - 1e-12))
-    given = scores[KEYS].assign(logit=np.asarray(values, dtype=float))
-    table = manifest.drop(columns=["logit", "score"], errors="ignore")
-    table = table.merge(given, on=KEYS, how="outer", indicator=True)
-    for side, text in (("left_only", "without a score"), ("right_only", "scored but not in the manifest")):
-        wrong = table.loc[table["_merge"] == side, KEYS[0]]
-        if len(wrong):
-            raise UserError(f"{len(wrong)} object(s) {text}, first {wrong.iloc[0]}; score exactly the manifest's rows")
-    bad = ~np.isfinite(table["logit"])
-    if bad.any():
-        raise UserError(f"score of {table.loc[bad, KEYS[0]].iloc[0]} is not finite; {int(bad.sum())} such row(s)")
-    table = table.drop(columns="_merge").sort_values(KEYS, ignore_index=True)
-    return table.assign(score=expit(table["logit"]))
-
-
-def label_strata(table):
-    """Add ``seeing_bin`` and ``depth_bin`` to a joined table; depth comes from psfdepth_r when not given.
-
-    depth_r = 22.5 - 2.5 log10(5 / sqrt(psfdepth_r)), the survey's 5-sigma point-source depth, not extinction-corrected.
-    """
-    table = table.copy()
-    if "depth_r" not in table:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            table["depth_r"] = 22.5 - 2.5 * np.log10(5.0 / np.sqrt(table["psfdepth_r"].astype(float)))
-    for name, column, edges, unit in (("seeing_bin", "psfsize_r", SEEING_EDGES, "arcsec"),
-                                      ("depth_bin", "depth_r", DEPTH_EDGES, "mag")):  # fmt: skip
-        inner = edges[1:-1]
-        names = [f"< {inner[0]:g} {unit}", f"{inner[0]:g}-{inner[1]:g} {unit}", f">= {inner[1]:g} {unit}"]
-        table[name] = pd.cut(table[column], edges, labels=names, right=False).astype(str)
-    return table
 
 
 def measure_overall(test, config, seed):
@@ -209,7 +130,7 @@ def measure_recall(test, thresholds, draws, config, seed):
 STRATA = (
     ("seeing x depth", ["seeing_bin", "depth_bin"]), ("seeing", ["seeing_bin"]), ("depth", ["depth_bin"]),
     ("TYPE", ["type"]), ("nobs_z", ["nobs_z_bin"]), ("pool", ["pool"]),
-    ("confuser proxy", ["confuser_category"]), ("confuser label", ["confuser_label"]),
+    ("confuser proxy", ["confuser_proxy"]), ("confuser label", ["confuser_label"]),
 )  # fmt: skip
 
 
@@ -219,7 +140,7 @@ def measure_strata(test, thresholds, point, config):
     Parameters
     ----------
     test : DataFrame
-        From `label_strata`. ``confuser_category`` holds proxies; ``confuser_label`` human labels, when present.
+        From `scores.label_strata`; confusers by catalogue proxy and by human label are apart.
     thresholds : dict
     point : str
         Operating point of recall and false-positive rate.
@@ -271,6 +192,75 @@ def _measure_stratum(part, threshold, n_bins):
     if calibration["reason"]:
         refused.append("ece: " + calibration["reason"])
     return row | {"refused": "; ".join(refused)}
+
+
+def trace_recall(test, config, subsets=("Tier A", "Tier B"), n_points=60):
+    """Recall against the false-positive rate of the parent population, down to the rate the count rule allows.
+
+    Parameters
+    ----------
+    test : DataFrame
+    config : lensaudit.config.EvaluationConfig
+    subsets : sequence of str
+        Names of `list_subsets`.
+    n_points : int
+
+    Returns
+    -------
+    DataFrame
+        ``subset``, ``fpr``, ``threshold``, ``n``, ``recall``, ``lower``, ``upper`` (95 % Jeffreys). The thresholds here
+        are quantiles of the *test* negatives: a curve to look at, not operating points.
+    """
+    weights = parent_weights(test)
+    values = test["logit"].to_numpy()
+    lowest = config.min_exceedances / max(int((weights > 0).sum()), 1)
+    fprs = np.geomspace(min(lowest, 0.2), 0.3, n_points)
+    cuts = weighted_quantile(values[weights > 0], 1.0 - fprs, weights[weights > 0])
+    masks, rows = list_subsets(test, config.visibility_cut), []
+    for subset in subsets:
+        lenses = values[masks[subset].to_numpy()]
+        k, n = (lenses[None] > cuts[:, None]).sum(axis=1), len(lenses)
+        lower, upper = jeffreys_interval(k, n)
+        rows.append(pd.DataFrame({"subset": subset, "fpr": fprs, "threshold": cuts, "n": n,
+                                  "recall": k / n if n else np.nan, "lower": lower, "upper": upper}))  # fmt: skip
+    return pd.concat(rows, ignore_index=True)
+
+
+def list_rates(recall, thresholds, subsets=("Tier A", "Tier B")):
+    """Put the achieved test rates beside the recall of the fixed-rate operating points, for the curve's figure."""
+    rates = [p for p in thresholds if thresholds[p]["fpr"]]
+    rows = recall[recall["subset"].isin(subsets) & recall["point"].isin(rates)]
+    achieved = pd.DataFrame({p: {"achieved_fpr": e["achieved_test_fpr"], "fpr_lower": e["achieved_test_fpr_lower"],
+                                 "fpr_upper": e["achieved_test_fpr_upper"]}
+                             for p, e in thresholds.items() if e["threshold"] is not None}).T  # fmt: skip
+    return rows.merge(achieved, left_on="point", right_index=True)
+
+
+COVARIATES = ("arc_radius", "psfsize_r", "depth_r", "arc_snr")
+
+
+def measure_recall_bins(test, thresholds, points, covariates=COVARIATES, n_bins=4):
+    """Recall of Tier-A lenses in bins of equal count of each covariate.
+
+    Returns
+    -------
+    DataFrame
+        ``covariate``, ``low``, ``centre`` (median), ``high``, ``point``, ``n``, ``k``, ``recall``, ``lower``, ``upper``
+        (95 % Jeffreys). Lenses without the covariate are left out.
+    """
+    lenses, rows = test[(test["label"] == 1) & (test["tier"] == "A")], []
+    for name in [c for c in covariates if c in lenses]:
+        part = lenses[np.isfinite(lenses[name])].sort_values([name, "galaxy_id"])
+        for chosen in [c for c in np.array_split(np.arange(len(part)), n_bins) if len(c)]:
+            values, logits = part[name].to_numpy()[chosen], part["logit"].to_numpy()[chosen]
+            for point in points:
+                k, n = int((logits > thresholds[point]["threshold"]).sum()), len(chosen)
+                lower, upper = jeffreys_interval(k, n)
+                rows.append({"covariate": name, "low": values.min(), "centre": np.median(values), "high": values.max(),
+                             "point": point, "n": n, "k": k, "recall": k / n, "lower": float(lower),
+                             "upper": float(upper)})  # fmt: skip
+    columns = ["covariate", "low", "centre", "high", "point", "n", "k", "recall", "lower", "upper"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def measure_reliability(test, config):

@@ -15,7 +15,7 @@ THETA_E_EDGES = (0.0, 0.75, 1.0, 1.25, 1.5, 2.0, np.inf)  # arcsec
 SEEING_EDGES = (0.0, 1.1, 1.4, np.inf)  # psfsize_r [arcsec], those of the evaluation's strata
 OUTCOMES = ("found", "found though invisible", "missed though visible", "invisible")
 AXES = (
-    ("all", []), ("pool", ["pool"]), ("confuser proxy", ["confuser_category"]), ("confuser label", ["confuser_label"]),
+    ("all", []), ("pool", ["pool"]), ("confuser proxy", ["confuser_proxy"]), ("confuser label", ["confuser_label"]),
     ("TYPE", ["type"]), ("seeing", ["seeing_bin"]), ("depth", ["depth_bin"]),
     ("seeing x depth", ["seeing_bin", "depth_bin"]), ("nobs_z", ["nobs_z_bin"]),
 )  # fmt: skip
@@ -27,7 +27,7 @@ def rate_false_positives(test, thresholds, points):
     Parameters
     ----------
     test : DataFrame
-        From `evaluation.label_strata`.
+        From `scores.label_strata`.
     thresholds : dict
     points : sequence of str
         Operating points.

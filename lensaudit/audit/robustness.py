@@ -90,6 +90,36 @@ def summarise_folds(folds):
     return pd.DataFrame(rows)
 
 
+def compare_recall(recall, folds, silver, points):
+    """Put held-out, cross-validated and other-channel recall side by side.
+
+    Parameters
+    ----------
+    recall, silver : DataFrame
+        From `evaluation.measure_recall`, of the test split and of lenses from a channel not used in training.
+    folds : dict of point -> DataFrame
+        From `cross_validate_regions`.
+    points : sequence of str
+
+    Returns
+    -------
+    DataFrame
+        ``group``, ``name``, ``point``, ``n``, ``recall``, ``lower``, ``upper`` (95 %). The other channel's lenses are a
+        silver sample: listed by another search, not known to be complete or independent of the imaging.
+    """
+    held = recall[recall["subset"].isin(["Tier A", "Tier B", "Tier A, visible", "Tier A, invisible"])]
+    parts = [held.assign(group="held-out", name="held-out " + held["subset"])]
+    for point, table in folds.items():
+        parts.append(table.assign(group="folds", name="region fold " + table["fold"].astype(str), point=point,
+                                  n=table["n_lenses"], lower=table["recall_lower"],
+                                  upper=table["recall_upper"]))  # fmt: skip
+    other = silver[(silver["subset"] == "all labelled lenses") & (silver["n"] > 0)]
+    parts.append(other.assign(group="other channel", name="other-channel lenses (silver)"))
+    table = pd.concat(parts, ignore_index=True)
+    table = table[table["point"].isin(points) & (table["n"] > 0)]
+    return table[["group", "name", "point", "n", "recall", "lower", "upper"]].reset_index(drop=True)
+
+
 def measure_leaks(test, train, thresholds, point):
     """Recall of test lenses by their distance to the nearest training object.
 

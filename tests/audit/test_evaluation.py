@@ -10,6 +10,7 @@ from sklearn import metrics
 
 from lensaudit.artifacts import UserError, write_json
 from lensaudit.audit import evaluation, robustness, thresholds
+from lensaudit.audit import scores as scoring
 from lensaudit.config import EvaluationConfig
 from lensaudit.rng import make_stream
 
@@ -44,11 +45,11 @@ def make_sample(n_negatives=13000, n_lenses=400, seed=1, split="test"):
 
 @pytest.fixture(scope="module")
 def joined():
-    return tuple(evaluation.join_scores(*make_sample(split=s)) for s in ("val", "test"))
+    return tuple(scoring.join_scores(*make_sample(split=s)) for s in ("val", "test"))
 
 
 def summarise(manifest, scores, cuts, draws):
-    test = evaluation.label_strata(evaluation.join_scores(manifest, scores))
+    test = scoring.label_strata(scoring.join_scores(manifest, scores))
     strata = evaluation.measure_strata(test, cuts, "fpr_1e-2", CONFIG)
     return evaluation.summarise_evaluation(
         {"detector": "0"}, test, thresholds.measure_achieved(cuts, test), evaluation.measure_overall(test, CONFIG, 1),
@@ -62,7 +63,7 @@ def test_shuffling_changes_no_metric(joined, tmp_path):
     cuts, draws = thresholds.set_thresholds(val, CONFIG, 1)
     straight = summarise(manifest, scores, cuts, draws)
     shuffled = [t.sample(frac=1, random_state=i) for i, t in enumerate((*make_sample(split="val"), manifest, scores))]
-    cuts, draws = thresholds.set_thresholds(evaluation.join_scores(*shuffled[:2]), CONFIG, 1)
+    cuts, draws = thresholds.set_thresholds(scoring.join_scores(*shuffled[:2]), CONFIG, 1)
     other = summarise(*shuffled[2:], cuts, draws)
     write_json(tmp_path / "a.json", straight)
     write_json(tmp_path / "b.json", other)
@@ -84,7 +85,7 @@ def test_shuffling_changes_no_metric(joined, tmp_path):
 def test_wrong_keys_are_refused(spoil, words):
     manifest, scores = make_sample(50, 5)
     with pytest.raises(UserError, match=words) as error:
-        evaluation.join_scores(manifest, spoil(scores))
+        scoring.join_scores(manifest, spoil(scores))
     assert "\n" not in str(error.value)
 
 
@@ -92,11 +93,11 @@ def test_scores_from_csv(tmp_path):
     manifest, scores = make_sample(50, 5)
     probability = scores.assign(score=1 / (1 + np.exp(-scores.logit))).drop(columns="logit")
     probability.to_csv(tmp_path / "scores.csv", index=False)
-    table = evaluation.join_scores(manifest, evaluation.read_scores(tmp_path / "scores.csv"))
-    assert np.allclose(table.logit, evaluation.join_scores(manifest, scores).logit)
+    table = scoring.join_scores(manifest, scoring.read_scores(tmp_path / "scores.csv"))
+    assert np.allclose(table.logit, scoring.join_scores(manifest, scores).logit)
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(UserError, match=r"empty\.csv"):
-        evaluation.read_scores(tmp_path / "empty.csv")
+        scoring.read_scores(tmp_path / "empty.csv")
 
 
 def test_threshold_is_the_parent_populations_quantile(joined):
@@ -130,7 +131,7 @@ def test_count_rule(joined):
                                                                                    "cannot be computed"]
     assert cuts["fpr_1e-4"]["threshold"] is None and "exceedances" in cuts["fpr_1e-4"]["reason"]
     assert thresholds.choose_point(cuts) == "fpr_1e-2"
-    few, _ = thresholds.set_thresholds(evaluation.join_scores(*make_sample(500, 20)), CONFIG, 1)
+    few, _ = thresholds.set_thresholds(scoring.join_scores(*make_sample(500, 20)), CONFIG, 1)
     assert few["fpr_1e-2"]["threshold"] is None and thresholds.choose_point(few) == "score_0.5"
     assert thresholds.grade_count(10000, 1e-2, CONFIG) == "headline"
     with pytest.raises(UserError, match="inclusion_probability"):
@@ -161,7 +162,7 @@ def test_recall_by_tier_and_visibility(joined):
 
 
 def test_strata_refuse_single_classes(joined):
-    test = evaluation.label_strata(joined[1])
+    test = scoring.label_strata(joined[1])
     cuts, _ = thresholds.set_thresholds(joined[0], CONFIG, 1)
     strata = evaluation.measure_strata(test, cuts, "fpr_1e-2", CONFIG).set_index(["axis", "stratum"])
     assert strata.loc[("pool", "N2"), "refused"] == "auc: single class; ece: single class"
@@ -231,3 +232,33 @@ def test_frozen_detector_changes_with_its_parts(tmp_path):
     assert first == thresholds.freeze_detector("m", tmp_path / "w", tmp_path / "p", cuts)
     moved = thresholds.freeze_detector("m", tmp_path / "w", tmp_path / "p", {"fpr_1e-2": {"threshold": 1.1}})
     assert moved["detector"] != first["detector"] and moved["weights"] == first["weights"]
+
+
+def test_curve_passes_through_the_operating_points(joined):
+    test = scoring.label_strata(joined[1])
+    cuts, draws = thresholds.set_thresholds(joined[0], CONFIG, 1)
+    cuts = thresholds.measure_achieved(cuts, test)
+    curve = evaluation.trace_recall(test, CONFIG)
+    points = evaluation.list_rates(evaluation.measure_recall(test, cuts, draws, CONFIG, 1), cuts)
+    row = points[(points.subset == "Tier A") & (points.point == "fpr_1e-2")].iloc[0]
+    own = curve[curve.subset == "Tier A"]
+    assert np.interp(row.achieved_fpr, own.fpr, own.recall) == pytest.approx(row.recall, abs=0.02)
+    assert own.recall.is_monotonic_increasing and own.fpr.min() == pytest.approx(10 / 11000, rel=0.05)
+    bins = evaluation.measure_recall_bins(test, cuts, ["fpr_1e-2"])
+    assert bins.groupby("covariate").k.sum().eq(row.k).all() and len(bins) == 16
+
+
+def test_confuser_labels_and_proxies_are_apart():
+    table = pd.DataFrame({"psfsize_r": 1.2, "depth_r": 24.0, "confuser_category": ["labelled_ring", "ring_proxy", ""]})
+    table = scoring.label_strata(table)
+    assert table.confuser_label.tolist() == ["ring", "", ""] and table.confuser_proxy.tolist() == ["", "ring_proxy", ""]
+    assert table.seeing_bin.tolist() == ["1.1-1.4 arcsec"] * 3
+
+
+def test_comparison_names_the_groups(joined):
+    test = joined[1]
+    cuts, draws = thresholds.set_thresholds(joined[0], CONFIG, 1)
+    recall = evaluation.measure_recall(test, cuts, draws, CONFIG, 1)
+    folds = {"fpr_1e-2": robustness.cross_validate_regions(test, cuts, "fpr_1e-2", 1)}
+    table = robustness.compare_recall(recall, folds, recall, ["fpr_1e-2"])
+    assert table.groupby("group").size().to_dict() == {"folds": 5, "held-out": 4, "other channel": 1}

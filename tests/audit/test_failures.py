@@ -17,7 +17,8 @@ def make_test(n=20000, n_lenses=400, seed=1):
     return pd.DataFrame({
         "galaxy_id": [f"g{i}" for i in range(total)], "cutout_path": [f"s#{i}" for i in range(total)], "label": label,
         "tier": np.where(label == 1, "A", "N1"), "pool": np.where(ring, "N2", np.where(label == 0, "N1", "")),
-        "confuser_category": np.where(ring, "ring_proxy", ""), "type": "DEV",
+        "confuser_category": np.where(ring, "ring_proxy", ""), "confuser_proxy": np.where(ring, "ring_proxy", ""),
+        "type": "DEV",
         "inclusion_probability": np.where(ring, 0.5, 0.1), "logit": rng.normal(size=total) + 3 * label + 1.0 * ring,
         "seeing_bin": rng.choice(["a", "b"], total), "arc_snr": rng.normal(size=total),
         "detectability": rng.normal(size=total),
