@@ -92,7 +92,7 @@ def _explain(unmatched, pairs, galaxies, found, search_radius):
     nearest, distance = sphere.find_nearest(unmatched["ra"], unmatched["dec"], ra, dec)
     mask = galaxies["maskbits"].to_numpy()[nearest] if len(galaxies) else np.zeros(len(unmatched), int)
     reach = pairs.groupby("system_id")["separation"].min()
-    extended = unmatched["system_id"].map(reach).fillna(np.inf).to_numpy()
+    extended = reach.reindex(unmatched["system_id"]).to_numpy(float)
     conditions = [
         unmatched["system_id"].isin(found).to_numpy(),
         distance > _FOOTPRINT_RADIUS,

@@ -337,7 +337,8 @@ def backfill_strata(target, stock):
 def take_smallest(order, group, share):
     """Return the index labels of the `share[g]` smallest values of `order` in every group g."""
     rank = order.groupby(group).rank(method="first")
-    return order.index[(rank <= group.map(share).fillna(0)).to_numpy()]
+    quota = share.reindex(group).fillna(0).to_numpy(float)
+    return order.index[rank.to_numpy(float) <= quota]
 
 
 def measure_natural_rates(candidates):

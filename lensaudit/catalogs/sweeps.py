@@ -146,7 +146,7 @@ def _convert(values, kind, name, file):
     values = np.asarray(values)
     if values.dtype.kind not in _KINDS[kind]:
         word = {"i": "integers", "f": "floats", "s": "text"}[kind]
-        raise UserError(f"{file}: column {name.upper()} holds {values.dtype}, not {word}; check the file's origin")
+        raise UserError(f"{file}: column {name.upper()} holds {values.dtype.name}, not {word}; check the file's origin")
     if kind == "s":
         text = values.astype(str) if values.dtype.kind == "S" else values.astype("U")
         return pd.array(np.char.strip(text, " \0").tolist(), dtype=pd.StringDtype("pyarrow", na_value=np.nan))
