@@ -60,10 +60,9 @@ def measure_bias(hosts, boxes, rows=None):
         Measurements of the hosts, with galaxy_id, corrected for the bias.
     """
     rows = np.arange(len(hosts)) if rows is None else np.asarray(rows)
-    mag = hosts["mag_r"].to_numpy()[rows]
     controls = measure_arcs(boxes[rows])
-    bias = fit_bias(controls, mag)
-    return bias, correct_bias(controls, mag, bias).assign(galaxy_id=hosts["galaxy_id"].to_numpy()[rows])
+    bias = fit_bias(controls)
+    return bias, correct_bias(controls, bias).assign(galaxy_id=hosts["galaxy_id"].to_numpy()[rows])
 
 
 def hash_engine():
@@ -161,7 +160,7 @@ def _run_block(start, stop, table, hosts, boxes, rows, detector, config, bias, v
     images, _ = inject(block, own, boxes[index], config, config.seed, **variants)
     measured = measure_arcs(images)
     if bias is not None:
-        measured = correct_bias(measured, own["mag_r"], bias)
+        measured = correct_bias(measured, bias)
     conditions = {name: own[name].to_numpy() for name in HOST_COLUMNS if name in own and name not in block}
     out = block.assign(**conditions, logit=np.asarray(detector.score(images), dtype=np.float64))
     out = pd.concat([out, measured.drop(columns=[c for c in measured if c in out])], axis=1)
@@ -175,7 +174,7 @@ def measure_rows(rows, store, bias=None, block=512):
     Parameters
     ----------
     rows : pandas.DataFrame
-        With cutout_path and mag_r.
+        With cutout_path.
     store : lensaudit.pixels.store.Store
     bias : pandas.DataFrame, optional
         From `measure_bias`.
@@ -194,7 +193,7 @@ def measure_rows(rows, store, bias=None, block=512):
         raise UserError("no stamps to measure; the table of rows is empty")
     measured = pd.concat(parts, ignore_index=True)
     if bias is not None:
-        measured = correct_bias(measured, rows["mag_r"], bias)
+        measured = correct_bias(measured, bias)
     return pd.concat([rows, measured.drop(columns=[c for c in measured if c in rows])], axis=1)
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.ndimage import uniform_filter
 
 from lensaudit.artifacts import UserError
-from lensaudit.constants import BANDS, LANCZOS_RMS, PIXEL_SCALE, RENDER_SIZE
+from lensaudit.constants import BANDS, LANCZOS_RMS, PIXEL_SCALE, RENDER_SIZE, ZERO_POINT
 from lensaudit.stats import weighted_quantile
 
 ARC_ANNULUS = (4.0, 16.0)  # pixels
@@ -25,7 +25,7 @@ BAND_PAIRS = ((0, 1), (1, 2), (0, 2))
 ARC_COLUMNS = (
     "arc_snr", "arc_snr_g", "arc_snr_z", "arc_flux_g", "arc_flux_r", "arc_flux_z", "arc_g_r", "arc_r_z", "arc_radius",
     "arc_width", "arc_area", "asymmetry", "ridge", "arc_energy", "coherence", "stability", "detectability",
-    "sigma_pix_g", "sigma_pix_r", "sigma_pix_z", "rho10", "skew",
+    "sigma_pix_g", "sigma_pix_r", "sigma_pix_z", "rho10", "skew", "mag_host",
 )  # fmt: skip
 
 
@@ -151,6 +151,14 @@ def _find_arc(chi, arc):
     return smooth, arc & (smooth > MASK_SIGMA)
 
 
+def _measure_host(model):
+    """Return the r magnitude of the azimuthal host model within 16 px, above its level in the outer annulus."""
+    radius = _geometry()[0]
+    flux = (model[:, radius < ARC_ANNULUS[1]] - np.mean(model[:, _annulus(OUTER_ANNULUS)], axis=1)[:, None]).sum(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(flux > 0, ZERO_POINT - 2.5 * np.log10(flux), np.nan)
+
+
 def _measure_ridge(smooth, arc):
     """Return the root mean square of the ridge curvature of the detection map in the arc annulus [sigma / px^2]."""
     dyy = np.zeros_like(smooth)
@@ -206,7 +214,7 @@ def _measure_block(boxes):
         "arc_area": area, "asymmetry": asymmetry, "ridge": _measure_ridge(smooth, arc), "arc_energy": energy,
         "coherence": coherence, "stability": stability, "detectability": detectability,
         "sigma_pix_g": sigma[:, 0], "sigma_pix_r": sigma[:, 1], "sigma_pix_z": sigma[:, 2],
-        "rho10": noise[1][1], "skew": noise[1][2],
+        "rho10": noise[1][1], "skew": noise[1][2], "mag_host": _measure_host(boxes[:, 1] - residual[:, 1]),
     }  # fmt: skip
     return pd.DataFrame({name: np.asarray(out[name], dtype=np.float64) for name in ARC_COLUMNS})
 
@@ -252,7 +260,9 @@ def measure_arcs(images, block=256):
         - arc_energy: sqrt(sum chi^2 - n) of the three-band mean; coherence: mean correlation between the bands'
           residuals; stability: 1 / (1 + scatter of the outer quadrants' medians);
         - detectability: sqrt(arc_snr of three bands x arc_energy) x coherence x stability, gate D's number;
-        - sigma_pix_{g,r,z} [nMgy]: white-equivalent; rho10, skew of the background in r.
+        - sigma_pix_{g,r,z} [nMgy]: white-equivalent; rho10, skew of the background in r;
+        - mag_host [AB]: r magnitude of the host model within 16 px, which the arc hardly touches, so that host
+          brightness too is measured alike with and without an arc.
 
     Notes
     -----
@@ -267,41 +277,36 @@ def measure_arcs(images, block=256):
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=ARC_COLUMNS, dtype=np.float64)
 
 
-def fit_bias(controls, mag, n_bins=6):
+def fit_bias(controls, n_bins=6):
     """Fit the arc_snr that galaxies without an arc show, as a function of host magnitude.
 
     Parameters
     ----------
     controls : pandas.DataFrame
         `measure_arcs` of host stamps alone.
-    mag : array_like, length N
-        Host r magnitude.
     n_bins : int
-        Bins of equal count.
+        Bins of equal count in mag_host; fewer when there are fewer than 10 controls each.
 
     Returns
     -------
     pandas.DataFrame
-        mag (bin medians), and the median arc_snr, arc_snr_g, arc_snr_z of each bin.
+        mag_host (bin medians), and the median arc_snr, arc_snr_g, arc_snr_z of each bin.
     """
-    mag = np.asarray(mag, dtype=float)
-    good = np.isfinite(mag) & np.isfinite(controls["arc_snr"].to_numpy())
-    if good.sum() < 10 * n_bins:
-        n_bins = max(1, int(good.sum() // 10))
-    label = pd.qcut(pd.Series(mag[good]).rank(method="first"), n_bins, labels=False).to_numpy()
-    table = controls.loc[good, ["arc_snr", "arc_snr_g", "arc_snr_z"]].assign(mag=mag[good])
+    table = controls[["mag_host", "arc_snr", "arc_snr_g", "arc_snr_z"]].dropna()
+    if table.empty:
+        raise UserError("the injection-free bias needs hosts with a measurable magnitude; there is none")
+    n_bins = max(1, min(n_bins, len(table) // 10))
+    label = pd.qcut(table["mag_host"].rank(method="first"), n_bins, labels=False)
     return table.groupby(label).median().reset_index(drop=True)
 
 
-def correct_bias(measurements, mag, bias):
+def correct_bias(measurements, bias):
     """Subtract the injection-free bias from arc_snr of every band, interpolated in host magnitude.
 
     Parameters
     ----------
     measurements : pandas.DataFrame
-        With arc_snr, arc_snr_g, arc_snr_z.
-    mag : array_like, length N
-        Host r magnitude.
+        From `measure_arcs`.
     bias : pandas.DataFrame
         From `fit_bias`.
 
@@ -310,8 +315,8 @@ def correct_bias(measurements, mag, bias):
     pandas.DataFrame
         A copy with corrected columns and the raw r-band value as arc_snr_raw.
     """
-    mag = np.nan_to_num(np.asarray(mag, dtype=float), nan=float(bias["mag"].median()))
-    columns = {name: measurements[name] - np.interp(mag, bias["mag"], bias[name])
+    mag = measurements["mag_host"].fillna(bias["mag_host"].max()).to_numpy()
+    columns = {name: measurements[name] - np.interp(mag, bias["mag_host"], bias[name])
                for name in ("arc_snr", "arc_snr_g", "arc_snr_z")}  # fmt: skip
     return measurements.assign(arc_snr_raw=measurements["arc_snr"], **columns)
 

@@ -20,7 +20,7 @@ from lensaudit.constants import BANDS
 from lensaudit.injection.inject import inject, remove_lens
 from lensaudit.photometry import depth_to_sigma
 
-TARGET_COLUMNS = ("arc_radius", "psfsize_r", "depth_r", "mag_r")
+TARGET_COLUMNS = ("arc_radius", "psfsize_r", "depth_r", "mag_host")
 TARGET_BANDWIDTH = 0.45
 HAND_MADE = (
     "arc_snr", "arc_snr_g", "arc_snr_z", "arc_g_r", "arc_r_z", "arc_radius", "arc_width", "asymmetry", "ridge",
@@ -55,7 +55,7 @@ def select_targets(measurements, gate_threshold, splits=("train", "val"), tier="
 
 def pass_gate(table, gate_threshold):
     """Return the rows whose detectability exceeds the gate, and whose arc radius could be measured."""
-    keep = table["arc_radius"].notna() & table["mag_r"].notna()
+    keep = table["arc_radius"].notna() & table["mag_host"].notna()
     if gate_threshold is not None:
         keep &= table["detectability"] > gate_threshold
     return table[keep].reset_index(drop=True)
@@ -363,7 +363,7 @@ def validate_estimators(table, snr_true, edges=(1, 2, 5, 10, 20, 50, 100, 200)):
 def summarise_snr(table, population, weights=None, edges=(0.0, 18.0, 19.0, 20.0, 99.0)):
     """Return mean, median and the fractions of arc_snr below 2, below 5 and above 20, overall and by host magnitude."""
     weights, rows = np.ones(len(table)) if weights is None else np.asarray(weights, dtype=float), []
-    mag, snr = table["mag_r"].to_numpy(dtype=float), table["arc_snr"].to_numpy(dtype=float)
+    mag, snr = table["mag_host"].to_numpy(dtype=float), table["arc_snr"].to_numpy(dtype=float)
     for low, high in [(-np.inf, np.inf), *zip(edges[:-1], edges[1:], strict=True)]:
         use = (mag >= low) & (mag < high) & (weights > 0)
         if not use.any():

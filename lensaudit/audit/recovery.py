@@ -17,7 +17,7 @@ from lensaudit import rng as streams
 from lensaudit import stats
 from lensaudit.artifacts import UserError
 
-COVARIATES = ("theta_E", "psfsize_r", "depth_r", "arc_snr", "arc_g_r", "mag_r")
+COVARIATES = ("theta_E", "psfsize_r", "depth_r", "arc_snr", "arc_g_r", "mag_host")
 SUPPORT_BANDWIDTH = 0.5  # of the robust scatter of each covariate; defines the local effective size
 CANDIDATES = (("kernel", 0.3), ("kernel", 0.45), ("kernel", 0.7), ("spline", 0.3), ("spline", 3.0), ("spline", 30.0))
 N_FOLDS = 5

@@ -1,0 +1,207 @@
+"""Figures of the completeness stage: maps, slices, C(theta_E, z_l), two gates, closure."""
+
+import numpy as np
+from matplotlib.patches import Rectangle
+
+from lensaudit.figures.style import COLOURS, SEQUENTIAL, label, mark_simulated, new_figure
+
+ROW_NAMES = {
+    "main": "closure set", "twins": "twins", "grid": "grid, reweighted", "random_hosts": "random hosts",
+    "faint": "sources 1 mag too faint", "red": r"source $g-r$ = 1.15", "gain_150": r"gain 150 e$^-$/nMgy",
+    "gaussian_psf": "Gaussian PSF, psfsize as FWHM", "psfsize_20": "psfsize 20 % too large",
+}  # fmt: skip
+
+
+def plot_maps(cells, threshold_name, simulated=True):
+    """Map completeness over seeing and depth, one panel per Einstein radius; cells without support are hatched.
+
+    Parameters
+    ----------
+    cells : pandas.DataFrame
+        From `completeness.count_cells`.
+    threshold_name : str
+    simulated : bool
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    own = cells[cells["threshold_name"] == threshold_name]
+    radii = np.sort(own["theta_E"].unique())
+    fig, axes = new_figure("text", 4.6, 3, 4, sharex=True, sharey=True)
+    for axis, radius in zip(axes.flat, radii, strict=False):
+        part = own[own["theta_E"] == radius]
+        table = part.pivot(index="depth", columns="seeing", values="completeness")
+        sufficient = part.pivot(index="depth", columns="seeing", values="sufficient").to_numpy(dtype=bool)
+        x, y = table.columns.to_numpy(), table.index.to_numpy()
+        dx, dy = x[1] - x[0], y[1] - y[0]
+        image = axis.pcolormesh(_edges(x), _edges(y), table.to_numpy(), vmin=0, vmax=1, cmap=SEQUENTIAL)
+        for j, i in zip(*np.nonzero(~sufficient), strict=True):
+            axis.add_patch(Rectangle((x[i] - dx / 2, y[j] - dy / 2), dx, dy, facecolor="0.9", edgecolor="0.55",
+                                     hatch="/////", linewidth=0))  # fmt: skip
+        axis.set_title(rf"$\theta_{{\rm E}}$ = {radius:.2f} arcsec", pad=2)
+        axis.set_xticks(x[::2])
+    for axis in list(axes.flat)[len(radii) :]:
+        axis.axis("off")
+    for axis in axes[:, 0]:
+        axis.set_ylabel(label("depth"))
+    for column in range(4):
+        lowest = max((row for row in range(3) if row * 4 + column < len(radii)), default=0)
+        axes[lowest, column].set_xlabel(label("seeing"))
+        axes[lowest, column].tick_params(labelbottom=True)
+    place = axes.flat[len(radii)] if len(radii) < axes.size else axes.flat[-1]
+    bar = fig.colorbar(image, cax=place.inset_axes([0.05, 0.62, 0.9, 0.09]), orientation="horizontal")
+    bar.set_label(f"completeness at {name_point(threshold_name)}")
+    legend = Rectangle((0, 0), 1, 1, facecolor="0.9", edgecolor="0.55", hatch="/////", linewidth=0)
+    place.legend([legend], ["not sufficient"], loc="lower center")
+    return mark_simulated(fig, simulated)
+
+
+def _edges(centres):
+    step = centres[1] - centres[0]
+    return np.append(centres - step / 2, centres[-1] + step / 2)
+
+
+def name_point(threshold_name):
+    """Return the readable name of an operating point, such as FPR 0.01 or score > 0.3."""
+    if threshold_name.startswith("fpr_"):
+        return f"FPR {float(threshold_name.removeprefix('fpr_')):g}"
+    return f"score > {threshold_name.removeprefix('score_')}"
+
+
+def plot_slices(marginals, simulated=True):
+    """Show completeness along each axis, averaged over the others, footprint-weighted against flat.
+
+    Parameters
+    ----------
+    marginals : dict of axis -> pandas.DataFrame
+        From `completeness.average_cells`, several weightings and thresholds.
+    simulated : bool
+    """
+    fig, axes = new_figure("text", 2.4, 1, len(marginals), sharey=True)
+    colours = [COLOURS[name] for name in ("blue", "vermilion", "green", "purple")]
+    for axis, (name, table) in zip(np.atleast_1d(axes), marginals.items(), strict=True):
+        for colour, point in zip(colours, table["threshold_name"].unique(), strict=False):
+            for weighting, style in (("footprint", "-"), ("flat", ":")):
+                part = table[(table["threshold_name"] == point) & (table["weighting"] == weighting)].sort_values(name)
+                if part.empty:
+                    continue
+                text = name_point(point) + ("" if weighting == "footprint" else ", flat average")
+                axis.plot(part[name], part["completeness"], style, color=colour, label=text, marker=".")
+                if weighting == "footprint":
+                    axis.fill_between(part[name], part["lower"], part["upper"], color=colour, alpha=0.2, linewidth=0)
+        axis.set(xlabel=label(name), ylim=(0, 1))
+    np.atleast_1d(axes)[0].set_ylabel(label("completeness"))
+    np.atleast_1d(axes)[0].legend(fontsize=6)
+    return mark_simulated(fig, simulated)
+
+
+def plot_zlens(curve, threshold_name, simulated=True):
+    """Show C(theta_E) in bins of lens redshift, with 95 % intervals.
+
+    Parameters
+    ----------
+    curve : pandas.DataFrame
+        From `completeness.tabulate_bins` over theta_E and z_lens.
+    threshold_name : str
+    simulated : bool
+    """
+    fig, axis = new_figure("column", 2.6)
+    own = curve[curve["threshold_name"] == threshold_name]
+    for colour, (z, part) in zip(("blue", "green", "orange", "vermilion", "purple", "black"), own.groupby("z_lens"),
+                                 strict=False):  # fmt: skip
+        part = part.sort_values("theta_E")
+        axis.plot(part["theta_E"], part["completeness"], color=COLOURS[colour], marker=".",
+                  label=rf"$z_{{\rm l}}$ = {z:.2f}")  # fmt: skip
+        axis.fill_between(part["theta_E"], part["lower"], part["upper"], color=COLOURS[colour], alpha=0.15, linewidth=0)
+    axis.set(xlabel=label("theta_E"), ylabel=f"completeness at {name_point(threshold_name)}", ylim=(0, 1))
+    axis.legend(ncols=2)
+    return mark_simulated(fig, simulated)
+
+
+def plot_gates(gates, simulated=True):
+    """Show what is in the data (gate D) and what the model finds of it, by condition, lenses against injections.
+
+    Parameters
+    ----------
+    gates : pandas.DataFrame
+        From `completeness.tabulate_gates`, rows of several axes and the populations "lenses" and "injections".
+    simulated : bool
+    """
+    axes_names = [name for name in ("theta_E", "psfsize_r", "depth_r") if name in set(gates["axis"])]
+    fig, axes = new_figure("text", 2.5, 1, max(len(axes_names), 1), sharey=True)
+    styles = (("p_d", "blue", "in the data: P(D)"), ("p_m_d", "green", "found of these: P(M|D)"),
+              ("p_m_nd", "vermilion", "found of the rest: P(M|not D)"))  # fmt: skip
+    for axis, name in zip(np.atleast_1d(axes), axes_names, strict=False):
+        part = gates[gates["axis"] == name]
+        for population, marker, fill, shift in (("injections", "s", "none", 0.0), ("lenses", "o", None, 0.012)):
+            own = part[(part["population"] == population) & (part["n"] > 0)]
+            centre = 0.5 * (own["lower_edge"] + own["upper_edge"])
+            centre = centre + shift * (part["upper_edge"].max() - part["lower_edge"].min())
+            for column, colour, text in styles:
+                axis.errorbar(centre, own[column], _bars(own, column), fmt=marker, mfc=fill, color=COLOURS[colour],
+                              ms=3.5, lw=0.8, label=f"{text}, {population}")  # fmt: skip
+        axis.set(xlabel=label({"psfsize_r": "seeing"}.get(name, name)), ylim=(-0.02, 1.02))
+    np.atleast_1d(axes)[0].set_ylabel("fraction")
+    handles, texts = np.atleast_1d(axes)[0].get_legend_handles_labels()
+    fig.legend(handles, texts, loc="outside upper center", ncols=3, fontsize=6)
+    return mark_simulated(fig, simulated)
+
+
+def plot_closure(table, tertiles, simulated=True):
+    """Show predicted against observed recall: all rows with their verdicts, and the headline's nine tertile bins.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From `closure.tabulate_closure`.
+    tertiles : pandas.DataFrame
+        From `closure.tabulate_tertiles`.
+    simulated : bool
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Left: predictive 95 % intervals (bars), observed recall (band: 95 % Jeffreys); red where it does not close.
+    """
+    fig, (left, right) = new_figure("text", 3.6, 1, 2, gridspec_kw={"width_ratios": [1.6, 1]})
+    _draw_rows(left, table[table["operating_point"] == "headline"].reset_index(drop=True))
+    colours = {"theta_E": "blue", "seeing": "orange", "depth": "green"}
+    right.plot([0, 1], [0, 1], color="0.6", lw=0.8)
+    for name, part in tertiles.groupby("axis") if len(tertiles) else ():
+        right.errorbar(part["predicted"], part["recall"], _bars(part, "recall"), _bars(part, "predicted"), fmt="o",
+                       ms=3, lw=0.7, color=COLOURS[colours[name]], label=f"tertiles of {label(name)}")  # fmt: skip
+    right.set(xlabel="predicted recall", ylabel="observed recall", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    if len(tertiles):
+        right.legend(loc="upper left", fontsize=6)
+    return mark_simulated(fig, simulated)
+
+
+def _bars(table, column):
+    return np.clip([table[column] - table[f"{column}_lower"], table[f"{column}_upper"] - table[column]], 0, None)
+
+
+def _draw_rows(axis, rows):
+    if not len(rows) or not np.isfinite(rows["recall"].iloc[0]):
+        axis.text(0.5, 0.5, "closure cannot be computed: too few", ha="center", transform=axis.transAxes)
+        return
+    main = rows.iloc[0]
+    axis.axvspan(main["recall_lower"], main["recall_upper"], color=COLOURS["sky"], alpha=0.25, lw=0)
+    axis.axvline(main["recall"], color=COLOURS["blue"], lw=1.0)
+    names = []
+    for place, row in rows.iterrows():
+        kind, _, part = row["row"].partition(" / ")
+        names.append(ROW_NAMES.get(kind, kind) + (f" ({part})" if part else ""))
+        if not np.isfinite(row["predicted"]):
+            axis.text(main["recall"], place, "cannot be computed", va="center", fontsize=6)
+            continue
+        failed = row["verdict"] == "does not close"
+        colour = COLOURS["vermilion"] if failed else COLOURS["black"]
+        errors = _bars(row.to_frame().T.astype({"predicted": float}), "predicted").astype(float)
+        axis.errorbar([row["predicted"]], [place], xerr=errors, fmt="o", color=colour, ms=3.5, lw=1.2)
+        axis.text(1.01, place, row["verdict"], va="center", fontsize=6, color=colour,
+                  transform=axis.get_yaxis_transform())  # fmt: skip
+    axis.axhline(2.5, color="0.8", lw=0.6)
+    axis.set(yticks=range(len(rows)), yticklabels=names, ylim=(len(rows) - 0.5, -0.5))
+    axis.set_xlabel(f"recall at FPR {main['fpr']:g}")
+    axis.tick_params(axis="y", labelsize=6, length=0)

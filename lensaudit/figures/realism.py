@@ -1,0 +1,144 @@
+"""Figures of the realism stage: lenses against weighted injections, the weights' effect, checks, estimators."""
+
+import numpy as np
+import pandas as pd
+import seaborn
+
+from lensaudit.figures.style import COLOURS, label, mark_simulated, new_figure
+
+PANELS = ("arc_snr", "arc_g_r", "arc_r_z", "arc_radius", "arc_width", "asymmetry", "ridge", "noise_ratio_r")
+RANGES = {"arc_snr": (-5, 60), "arc_g_r": (-1, 2), "arc_r_z": (-1, 2), "noise_ratio_r": (0.85, 1.15)}
+
+
+def _stack(targets, injections, weights, columns):
+    first = targets[list(columns)].assign(population="lenses", weight=1.0 / max(len(targets), 1))
+    second = injections[list(columns)].assign(population="injections", weight=weights / np.sum(weights))
+    return pd.concat([first, second], ignore_index=True)
+
+
+def plot_distributions(targets, injections, weights, columns=PANELS, simulated=True):
+    """Compare the blind measurements of lenses and weighted injections, with the ratio of their medians.
+
+    Parameters
+    ----------
+    targets, injections : pandas.DataFrame
+        Both past gate D.
+    weights : ndarray
+        Of the injections.
+    columns : sequence of str
+    simulated : bool
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    table = _stack(targets, injections, weights, columns)
+    fig, axes = new_figure("text", 3.6, 2, (len(columns) + 1) // 2)
+    palette = {"lenses": COLOURS["vermilion"], "injections": COLOURS["blue"]}
+    for axis, column in zip(axes.flat, columns, strict=False):
+        values = table[column]
+        low, high = RANGES.get(column, tuple(np.nanpercentile(values, [0.5, 99.5])))
+        part = table[(values >= low) & (values <= high)]
+        seaborn.histplot(part, x=column, hue="population", weights="weight", stat="density", common_norm=False,
+                         element="step", fill=False, bins=24, binrange=(low, high), palette=palette, ax=axis,
+                         legend=False)  # fmt: skip
+        middle = [_median(part, column, name) for name in palette]
+        for value, colour in zip(middle, palette.values(), strict=True):
+            axis.axvline(value, color=colour, lw=0.7, ls="--")
+        axis.set(xlabel=label(column), ylabel="", yticks=[])
+        axis.set_title(f"median {middle[0]:.2f} | {middle[1]:.2f}", fontsize=6.5, pad=2)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("density")
+    handles = [axes.flat[0].plot([], [], color=colour, label=name)[0] for name, colour in palette.items()]
+    fig.legend(handles=handles, loc="outside upper center", ncols=2)
+    return mark_simulated(fig, simulated)
+
+
+def _median(table, column, population):
+    own = table[(table["population"] == population) & table[column].notna()].sort_values(column)
+    if own.empty:
+        return np.nan
+    share = own["weight"].cumsum() / own["weight"].sum()
+    return float(own[column].iloc[int(np.searchsorted(share, 0.5))])
+
+
+def plot_weights(targets, injections, weights, columns, simulated=True):
+    """Show the matched columns before and after weighting, against the lenses.
+
+    Parameters
+    ----------
+    targets, injections : pandas.DataFrame
+    weights : ndarray
+    columns : sequence of str
+        The columns that were matched.
+    simulated : bool
+    """
+    fig, axes = new_figure("text", 2.0, 1, len(columns))
+    for axis, column in zip(axes, columns, strict=True):
+        pooled = np.concatenate([targets[column], injections[column]])
+        bins = np.linspace(*np.nanpercentile(pooled, [0.5, 99.5]), 25)
+        axis.hist(targets[column], bins, density=True, histtype="stepfilled", color=COLOURS["vermilion"], alpha=0.3,
+                  label="lenses")  # fmt: skip
+        axis.hist(injections[column], bins, density=True, histtype="step", color=COLOURS["grey"], ls=":", label="drawn")
+        axis.hist(injections[column], bins, density=True, histtype="step", color=COLOURS["blue"], weights=weights,
+                  label="weighted")  # fmt: skip
+        axis.set(xlabel=label({"psfsize_r": "seeing"}.get(column, column)), yticks=[])
+    axes[0].set_ylabel("density")
+    axes[0].legend(fontsize=6)
+    return mark_simulated(fig, simulated)
+
+
+def plot_checks(table, simulated=True):
+    """Show every check with limits: its value and interval on a scale where the limits lie at -1 and 1.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Realism rows (check, value, lower, upper, threshold, outcome, sample); those only reported are left out.
+    simulated : bool
+    """
+    own = table[table["outcome"].isin(["GO", "NO-GO", "inconclusive"])].reset_index(drop=True)
+    fig, axis = new_figure("text", 0.9 + 0.145 * max(len(own), 4))
+    colours = {"GO": COLOURS["green"], "NO-GO": COLOURS["vermilion"], "inconclusive": COLOURS["orange"]}
+    axis.axvspan(-1, 1, color="0.93", lw=0)
+    names = []
+    for place, row in own.iterrows():
+        low, high = _read_limits(row["threshold"])
+        value, lower, upper = ((2 * (row[k] - low) / (high - low) - 1) for k in ("value", "lower", "upper"))
+        shown = np.clip([lower, value, upper], -3, 3)
+        axis.plot(shown[[0, 2]], [place, place], color=colours[row["outcome"]], lw=1.2)
+        axis.plot(shown[1], place, "o", color=colours[row["outcome"]], ms=3.5)
+        axis.text(3.1, place, f"{row['value']:.3g}   {row['outcome']}", va="center", fontsize=6)
+        names.append(f"{row['check']} [{row['sample']}]")
+    axis.set(yticks=range(len(own)), yticklabels=names, ylim=(len(own) - 0.5, -0.5), xlim=(-3, 4.2),
+             xlabel="value on a scale with the limits at -1 and 1")  # fmt: skip
+    axis.tick_params(axis="y", labelsize=6, length=0)
+    return mark_simulated(fig, simulated)
+
+
+def _read_limits(text):
+    if " to " in text:
+        low, high = text.split(" to ")
+        return float(low), float(high)
+    high = float(text.removeprefix("<").split(",")[0])
+    return -high if high >= 1 else 0.0, high
+
+
+def plot_estimators(validations, simulated=True):
+    """Show blind arc_snr against the ideal observer's S/N where truth is known.
+
+    Parameters
+    ----------
+    validations : dict of population -> pandas.DataFrame
+        From `realism.validate_estimators`.
+    simulated : bool
+    """
+    fig, axis = new_figure("column", 2.6)
+    for (name, table), colour in zip(validations.items(), ("blue", "vermilion", "green"), strict=False):
+        errors = np.clip([table["median"] - table["lower"], table["upper"] - table["median"]], 0, None)
+        axis.errorbar(table["median_true"], table["median"], errors, fmt="o-", color=COLOURS[colour], ms=3, label=name)
+    limits = np.array(axis.get_xlim())
+    axis.plot(limits, limits, color="0.6", lw=0.8, label="equal")
+    axis.set(xlabel=label("arc_snr_true"), ylabel=label("arc_snr"), xscale="symlog", yscale="symlog")
+    axis.legend()
+    return mark_simulated(fig, simulated)
