@@ -36,7 +36,7 @@ def make_closure(verdict="closes"):
 
 def make_thresholds():
     known = {"threshold": 2.1, "lower": 2.0, "upper": 2.2, "n_negatives": 11000, "status": "headline",
-             "achieved_test_fpr": 0.0101, "achieved_test_fpr_lower": 0.008, "achieved_test_fpr_upper": 0.012}  # fmt: skip
+             "achieved_test_fpr": 0.01, "achieved_test_fpr_lower": 0.008, "achieved_test_fpr_upper": 0.012}
     unknown = dict.fromkeys(known) | {"n_negatives": 11000, "status": "cannot be computed"}
     return {"fpr_1e-2": known, "fpr_1e-3": known, "fpr_1e-4": unknown,
             "score_0.5": {"threshold": 0.0, "lower": 0.0, "upper": 0.0, "status": "fixed"}}  # fmt: skip
