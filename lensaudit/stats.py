@@ -118,7 +118,7 @@ def pair_correlation(flag, host, brick, expected=None):
     Returns
     -------
     rho_h, rho_b : float
-        Clipped so that 1 >= rho_h >= rho_b >= 0. Without any pair the correlation is 0.
+        Clipped so that 1 >= rho_h >= rho_b >= 0; 0 without any pair.
 
     Notes
     -----
@@ -284,10 +284,7 @@ def tpr_at_fpr(score, label, fpr, weights=None):
 
 
 def tpr_at_count(score, label, n_false):
-    """TPR0 (`n_false` = 0) and TPR10 of the lens-finding challenge: recall with at most that many false positives.
-
-    Metcalf et al. 2019, A&A 625, A119.
-    """
+    """Recall with at most `n_false` false positives: TPR0 and TPR10 of Metcalf et al. 2019, A&A 625, A119."""
     return float(Ranking(score, label).tpr_at_false_positives(n_false)[0])
 
 

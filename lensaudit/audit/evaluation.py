@@ -11,6 +11,7 @@ experiment, ensembles.
 import numpy as np
 import pandas as pd
 
+from lensaudit.audit.scores import order_bins
 from lensaudit.audit.thresholds import list_points, parent_weights, weigh_fraction
 from lensaudit.rng import make_stream
 from lensaudit.stats import (
@@ -164,9 +165,9 @@ def measure_strata(test, thresholds, point, config):
         used = weights if of_negatives else parent_weights(test)
         members = test.assign(_weight=used)
         members = members[(members["label"] == 0) & (members[columns] != "").all(axis=1)] if of_negatives else members
-        for stratum, part in members.groupby(columns, observed=True, sort=True):
-            name = " / ".join(str(s) for s in stratum)
-            rows.append({"axis": axis, "stratum": name} | _measure_stratum(part, threshold, config.n_bins))
+        parts = {" / ".join(str(s) for s in stratum): part for stratum, part in members.groupby(columns)}
+        rows += [{"axis": axis, "stratum": name} | _measure_stratum(parts[name], threshold, config.n_bins)
+                 for name in sorted(parts, key=order_bins)]  # fmt: skip
     return pd.DataFrame(rows)
 
 

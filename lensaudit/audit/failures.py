@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from lensaudit.artifacts import UserError
+from lensaudit.audit.scores import order_bins
 from lensaudit.audit.thresholds import parent_weights, weigh_fraction
 from lensaudit.stats import effective_n, jeffreys_interval, pair_correlation
 
@@ -55,10 +56,13 @@ def rate_false_positives(test, thresholds, points):
             table = negative.assign(_flag=flag, _weight=own if of_pool else parent)
             table = table[(table["_weight"] > 0) & (table[columns].fillna("") != "").all(axis=1)]
             total = (table["_flag"] * table["_weight"]).sum()
-            for name, part in table.groupby(columns) if columns else [((axis,), table)]:
+            parts = {" / ".join(str(v) for v in name): part for name, part in table.groupby(columns)} if columns else {
+                axis: table}  # fmt: skip
+            for name in sorted(parts, key=order_bins):
+                part = parts[name]
                 rate, lower, upper = weigh_fraction(part["_flag"], part["_weight"])
                 mass = (part["_flag"] * part["_weight"]).sum()
-                rows.append({"point": point, "axis": axis, "stratum": " / ".join(str(v) for v in name), "n": len(part),
+                rows.append({"point": point, "axis": axis, "stratum": name, "n": len(part),
                              "k": int(part["_flag"].sum()), "per_1e4": 1e4 * rate, "lower": 1e4 * lower,
                              "upper": 1e4 * upper, "share": mass / total if total else np.nan})  # fmt: skip
     return pd.DataFrame(rows)
@@ -125,7 +129,11 @@ def tabulate_misses(injections, threshold, gate_threshold, theta_E_edges=THETA_E
             rows.append({"theta_E_bin": theta_bin, "seeing_bin": seeing_bin, "outcome": outcome, "n": len(part),
                          "k": k, "n_eff": size, "share": k / len(part), "lower": float(lower),
                          "upper": float(upper), "median_theta_E": part["theta_E"].median()})  # fmt: skip
-    return pd.DataFrame(rows).sort_values(["seeing_bin", "median_theta_E", "outcome"], ignore_index=True)
+    out = pd.DataFrame(rows)
+    # "all" first, then by the numbers in the names; outcomes keep their order.
+    order = out["seeing_bin"].map({s: i for i, s in enumerate(sorted(out["seeing_bin"].unique(), key=order_bins))})
+    out = out.assign(_order=order.where(out["seeing_bin"] != "all", -1))
+    return out.sort_values(["_order", "median_theta_E"], kind="stable", ignore_index=True).drop(columns="_order")
 
 
 def cut_bins(values, edges):

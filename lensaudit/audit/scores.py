@@ -1,5 +1,6 @@
 """Score tables: read from Parquet or CSV, joined to the manifest by key, labelled by stratum."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -90,8 +91,20 @@ def label_strata(table):
                         confuser_label=category.where(labelled, "").str.removeprefix("labelled_"))  # fmt: skip
 
 
+def order_bins(name):
+    """Return a sort key that puts ``< 1.1``, ``1.1-1.4``, ``>= 1.4`` (and ``3-5``, ``11+``) in numerical order."""
+    keys = []
+    for part in str(name).split(" / "):
+        number = re.search(r"\d+\.?\d*", part)
+        keys.append((part.startswith(">"), not part.startswith("<"), float(number[0]) if number else 0.0, part))
+    return keys
+
+
 def label_classes(table):
-    """Return ``class``, ``seeing_bin``, ``logit`` per object, for the score distributions."""
+    """Return ``class``, ``seeing_bin``, ``seeing_order``, ``logit`` per object, for the score distributions."""
     tier = np.where(table["tier"] == "A", "Tier A lenses", "Tier B lenses")
     pool = np.where(table["pool"] == "N1", "galaxies (N1)", "confusers (N2)")
-    return table[["seeing_bin", "logit"]].assign(**{"class": np.where(table["label"] == 1, tier, pool)})
+    names = sorted(table["seeing_bin"].unique(), key=order_bins)
+    return table[["seeing_bin", "logit"]].assign(
+        **{"class": np.where(table["label"] == 1, tier, pool)}, seeing_order=table["seeing_bin"].map(names.index)
+    )

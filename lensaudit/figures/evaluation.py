@@ -17,7 +17,7 @@ def plot_scores(table, thresholds, simulated=True):
     Parameters
     ----------
     table : DataFrame
-        ``class``, ``seeing_bin``, ``logit``, one row per object.
+        ``class``, ``seeing_bin``, ``seeing_order``, ``logit``, one row per object.
     thresholds : dict
         Operating points; those at fixed rates are marked.
     simulated : bool
@@ -31,19 +31,19 @@ def plot_scores(table, thresholds, simulated=True):
     common = {"x": "logit", "common_norm": False, "fill": False, "linewidth": 1.1, "bw_adjust": 0.8, "cut": 0}
     seaborn.kdeplot(table, hue="class", hue_order=present, palette=CLASS_COLOURS, ax=axes[0], **common)
     lenses = table[table["class"] == "Tier A lenses"].rename(columns={"seeing_bin": label("psfsize_r")})
-    order = sorted(lenses[label("psfsize_r")].unique(), key=lambda s: (s[0] == ">", s[0] != "<"))
+    order = list(dict.fromkeys(lenses.sort_values("seeing_order")[label("psfsize_r")]))
     colours = [COLOURS["purple"], COLOURS["green"], COLOURS["orange"]][: len(order)]
     seaborn.kdeplot(lenses, hue=label("psfsize_r"), hue_order=order, palette=colours, ax=axes[1], **common)
     marked = [e for e in thresholds.values() if e["fpr"] and e["threshold"] is not None]
-    for axis, title in zip(axes, ("by class", "Tier A lenses by seeing"), strict=True):
+    for axis, title in zip(axes, (None, "Tier A lenses, " + label("psfsize_r")), strict=True):
         for entry, style in zip(marked, ("--", ":"), strict=False):
             axis.axvline(entry["threshold"], color=COLOURS["grey"], ls=style, lw=0.8)
             axis.text(entry["threshold"], 0.98, f" {entry['fpr']:g}", transform=axis.get_xaxis_transform(), va="top",
                       fontsize=6, color=COLOURS["grey"])  # fmt: skip
-        axis.set(xlabel=label("logit"), ylabel="density", title=title)
+        axis.set(xlabel=label("logit"), ylabel="density")
         if axis.get_legend():
-            seaborn.move_legend(axis, "upper right", bbox_to_anchor=(1.0, 0.88), title=axis.get_legend().get_title()
-                                .get_text() if axis is axes[1] else None)  # fmt: skip
+            seaborn.move_legend(axis, "lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, title=title,
+                                columnspacing=0.9, handlelength=1.0)  # fmt: skip
     return mark_simulated(fig, simulated)
 
 
@@ -77,6 +77,8 @@ def plot_recall_curve(curve, points, simulated=True):
 def plot_reliability(bins, top, simulated=True):
     """Reliability of the score in equal-frequency bins and in its highest 0.1, 0.3 and 1 per cent.
 
+    Bins without any lens stand at the lower edge.
+
     Parameters
     ----------
     bins, top : DataFrame
@@ -92,7 +94,7 @@ def plot_reliability(bins, top, simulated=True):
         error = np.stack([values - np.clip(table["fraction_lower"], low, None), table["fraction_upper"] - values])
         axis.errorbar(table["mean_score"], values, yerr=np.clip(error, 0, None), fmt=marker, color=colour, label=name,
                       elinewidth=0.7)  # fmt: skip
-    axis.set(xscale="log", yscale="log", xlim=(low, 1.3), ylim=(low, 1.3), xlabel="mean score",
+    axis.set(xscale="log", yscale="log", xlim=(low, 1.3), ylim=(0.8 * low, 1.3), xlabel="mean score",
              ylabel="fraction of lenses in the test sample")  # fmt: skip
     axis.legend(loc="upper left")
     return mark_simulated(fig, simulated)
@@ -191,8 +193,9 @@ def plot_comparison(table, simulated=True):
 
 
 def plot_gates(table, simulated=True):
-    """The gate table as a figure: value with interval, rule and outcome of every gate that has a number."""
-    shown = table[np.isfinite(table["value"])].iloc[::-1].reset_index(drop=True)
+    """The gates that have an interval: value, rule and outcome."""
+    # Counts (bands, splits) and exact differences stand in the table; here are those with an interval.
+    shown = table[np.isfinite(table["lower"])].iloc[::-1].reset_index(drop=True)
     colours = {"pass": COLOURS["green"], "fail": COLOURS["vermilion"], "cannot be computed": COLOURS["grey"]}
     fig, axis = new_figure("text", 0.9 + 0.17 * len(shown))
     place = np.arange(len(shown))
@@ -201,11 +204,10 @@ def plot_gates(table, simulated=True):
         if not len(rows):
             continue
         value = rows["value"].to_numpy()
-        bounds = rows[["lower", "upper"]].to_numpy().T
-        error = np.nan_to_num(np.abs(np.where(np.isfinite(bounds), bounds, value) - value))
+        error = np.abs(rows[["lower", "upper"]].to_numpy().T - value)
         axis.errorbar(value, place[rows.index], xerr=error, fmt="o", color=colour, label=outcome, elinewidth=0.7)
     axis.set_yticks(place, [f"{g}: {r}" for g, r in zip(shown["gate"], shown["rule"], strict=True)], fontsize=6)
-    axis.set(xlabel="value of the gate (KS distance, AUC, AUC gain, mean score, count)", xscale="symlog")
-    axis.legend(loc="lower right", fontsize=6)
+    axis.set(xlabel="value of the gate (KS distance, AUC, AUC gain, mean score)")
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=6)
     axis.grid(axis="x", lw=0.3, color=COLOURS["grey"], alpha=0.5)
     return mark_simulated(fig, simulated)

@@ -92,6 +92,8 @@ def plot_purity(purity, prevalence_range, simulated=True):
             axis.fill_between(part["prevalence"], part[low], part[high], color=colour, alpha=alpha, lw=0)
         axis.plot(part["prevalence"], part["purity"], "o-", color=colour, label=POINT_LABELS.get(point, point))
     axis.set(xscale="log", yscale="log", xlabel="prevalence (lenses per galaxy)", ylabel=label("purity"))
+    axis.set_xticks(purity["prevalence"].unique(), [f"{p:.1e}" for p in purity["prevalence"].unique()])
+    axis.minorticks_off()
     axis.legend(loc="upper left")
     return mark_simulated(fig, simulated)
 
@@ -106,7 +108,8 @@ def plot_composition(composition, simulated=True):
     simulated : bool
     """
     fig, axis = new_figure("text", 2.6)
-    cases = composition[["top", "prevalence"]].drop_duplicates().sort_values(["top", "prevalence"], ascending=[False, True])
+    cases = composition[["top", "prevalence"]].drop_duplicates()
+    cases = cases.sort_values(["top", "prevalence"], ascending=[False, True])
     reported = composition[(composition["status"] == "reported") & (composition["component"] != "lens")]
     order = reported.groupby("component")["share"].sum().sort_values(ascending=False).index
     named = list(order[:7])
@@ -141,8 +144,7 @@ def plot_misses(misses, simulated=True):
         From `audit.failures.tabulate_misses`.
     simulated : bool
     """
-    order = [s for s in misses["seeing_bin"].unique() if s != "all"]
-    order = ["all", *sorted(order, key=lambda s: (s[0] == ">", s[0] != "<"))]
+    order = ["all", *[s for s in misses["seeing_bin"].unique() if s != "all"]]
     fig, axes = new_figure("text", 2.4, ncols=len(order), sharey=True, squeeze=False)
     bins = misses[misses["seeing_bin"] == "all"].sort_values("median_theta_E")["theta_E_bin"].unique()
     for axis, name in zip(axes[0], order, strict=True):
@@ -156,7 +158,8 @@ def plot_misses(misses, simulated=True):
                 axis.errorbar(np.arange(len(bins)), share, yerr=error, fmt="none", ecolor=COLOURS["black"], lw=0.6)
             base += share
         axis.set_xticks(range(len(bins)), bins, rotation=60, fontsize=6)
-        axis.set(xlabel=label("theta_E"), title="all seeing" if name == "all" else f"psfsize {name} arcsec", ylim=(0, 1))
+        title = "all seeing" if name == "all" else f"psfsize {name} arcsec"
+        axis.set(xlabel=label("theta_E"), title=title, ylim=(0, 1))
     axes[0, 0].set_ylabel("share of injections")
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=6)
     return mark_simulated(fig, simulated)
