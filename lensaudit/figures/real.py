@@ -5,7 +5,7 @@ import seaborn
 from matplotlib.colors import LogNorm
 
 from lensaudit.constants import PIXEL_SCALE
-from lensaudit.figures.style import COLOURS, SEQUENTIAL, label, new_figure
+from lensaudit.figures.style import COLOURS, SEQUENTIAL, new_figure
 
 STRETCH = {"g": 1.0, "r": 1.4, "z": 2.4}  # relative weights of the colour picture, red light is brighter
 
@@ -152,30 +152,4 @@ def plot_injections(before, arcs, after, table):
         axis.set_title(name)
     for axis in axes[-1]:
         axis.set_xlabel("arcsec", size=7)
-    return figure
-
-
-def plot_noise(table):
-    """Draw the sky noise of the accepted stamps per band.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        band, sky_sigma [nMgy per pixel], dataset, resampled.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
-    figure, axis = new_figure("column", 2.4)
-    kind = np.where(table["dataset"] == "dr10_lens_stamps", "DR10 stamps",
-                    np.where(table["resampled"], "DR3/DR5 cutouts, resampled", "DR5 cutout"))  # fmt: skip
-    seaborn.stripplot(
-        data=table.assign(kind=kind), x="band", y="sky_sigma", hue="kind", ax=axis, jitter=0.12, size=4,
-        palette=[COLOURS["blue"], COLOURS["orange"], COLOURS["green"]],
-    )  # fmt: skip
-    axis.set_yscale("log")
-    axis.set_xlabel("band")
-    axis.set_ylabel(label("sky_sigma"))
-    axis.legend(title="")
     return figure
