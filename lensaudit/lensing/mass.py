@@ -70,8 +70,8 @@ def shoot_rays(x, y, lens):
     return x - ax - sx, y - ay - sy
 
 
-def find_images(source_x, source_y, lens, n_angles=180):
-    """Count the images of a point source and sum their magnifications.
+def magnify_images(source_x, source_y, lens, n_angles=180):
+    """Find the images of point sources and their magnifications.
 
     Parameters
     ----------
@@ -85,8 +85,9 @@ def find_images(source_x, source_y, lens, n_angles=180):
 
     Returns
     -------
-    (Tensor, Tensor)
-        Number of images (int64; the infinitely faint one at the centre is not counted) and total magnification.
+    Tensor of shape (N, n_angles)
+        Absolute magnification of the image in each sector of angle, 0 where there is none. The infinitely faint central
+        image is left out.
 
     Notes
     -----
@@ -94,19 +95,30 @@ def find_images(source_x, source_y, lens, n_angles=180):
     r B e(t) = beta + alpha(t) asks that B e(t) and beta + alpha(t) be parallel: one root per image with r > 0.
     There det A = det B (1 - 2 kappa t^T B^-1 t), with t the tangential unit vector.
     """
-    dtype = source_x.dtype
+    dtype, step = source_x.dtype, 2.0 * torch.pi / n_angles
     lens = {k: v[:, None] for k, v in lens.items()}
     bx, by = source_x[:, None], source_y[:, None]
-    angle = torch.arange(n_angles + 1, dtype=dtype, device=source_x.device)[None] * (2.0 * torch.pi / n_angles) + 0.01
-    cross, _, _ = _scan(angle, bx, by, lens)
+    angle = torch.arange(n_angles + 1, dtype=dtype, device=source_x.device)[None] * step + 0.01
+    cross, radius, inverse_mu = _scan(angle, bx, by, lens)
     left, right = cross[:, :-1], cross[:, 1:]
     root = (left * right) <= 0
     weight = torch.where(root, left / torch.where(left == right, torch.ones_like(left), left - right), 0.0)
-    angle = angle[:, :-1] + weight * (2.0 * torch.pi / n_angles)
-    _, radius, inverse_mu = _scan(angle, bx, by, lens)
+    radius = radius[:, :-1] + weight * (radius[:, 1:] - radius[:, :-1])
+    inverse_mu = inverse_mu[:, :-1] + weight * (inverse_mu[:, 1:] - inverse_mu[:, :-1])
     valid = root & (radius > 0)
-    mu = torch.where(valid, 1.0 / inverse_mu.abs().clamp_min(1e-3), 0.0)
-    return valid.sum(1), mu.sum(1)
+    return torch.where(valid, 1.0 / inverse_mu.abs().clamp_min(1e-3), 0.0)
+
+
+def find_images(source_x, source_y, lens, n_angles=180):
+    """Count the images of point sources and sum their magnifications; see `magnify_images`.
+
+    Returns
+    -------
+    (Tensor of shape (N,), Tensor of shape (N,))
+        Number of images (int64) and total magnification.
+    """
+    mu = magnify_images(source_x, source_y, lens, n_angles)
+    return (mu > 0).sum(1), mu.sum(1)
 
 
 def _scan(angle, bx, by, lens):

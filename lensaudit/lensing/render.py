@@ -14,6 +14,7 @@ from lensaudit.lensing.mass import shoot_rays
 from lensaudit.lensing.psf import transfer_moffat
 from lensaudit.lensing.sources import evaluate_sersic
 
+SAMPLES = 2**17  # evaluated at once; small enough to stay in the cache
 PERIOD = 80  # pixels; the 65-px box plus a margin that keeps the wings of the far side below 1e-3 of the peak
 LENS = ("theta_E", "q", "phi", "gamma1", "gamma2")
 FIELDS = ("x", "y", "xx", "xy", "yy", "b", "inverse_n", "central")
@@ -24,7 +25,7 @@ def make_grid(size, dtype=torch.float32, device="cpu"):
     return (torch.arange(size, dtype=dtype, device=device) - (size - 1) / 2) * PIXEL_SCALE
 
 
-def render_maps(lens, components, size=RENDER_SIZE, supersampling=4, refine=True):
+def render_maps(lens, components, size=RENDER_SIZE, supersampling=4, refine=1.0):
     """Sample the lensed surface brightness of a batch.
 
     Parameters
@@ -33,14 +34,15 @@ def render_maps(lens, components, size=RENDER_SIZE, supersampling=4, refine=True
         theta_E [arcsec], q, phi [rad], gamma1, gamma2.
     components : dict of Tensor of shape (M,)
         stamp (int64, index into the batch), plane (int64, index of the map the component is added to), extent
-        [arcsec], refinement (int64: 1, 2 or 4 times finer than `supersampling`), and the fields of
+        [arcsec], sampling (int64: samples per pixel and axis the component needs), and the fields of
         `sources.evaluate_sersic`.
     size : int
         Odd number of pixels of the stamp.
     supersampling : int
         Samples per pixel and axis of the maps.
-    refine : bool
-        False samples every component on the map's own grid (for comparison with others on equal sampling).
+    refine : float
+        Components are sampled `refine` x `sampling` times per pixel where that is finer than the map; 0 samples all on
+        the map's own grid (for comparison with others on equal sampling).
 
     Returns
     -------
@@ -53,10 +55,10 @@ def render_maps(lens, components, size=RENDER_SIZE, supersampling=4, refine=True
     s = supersampling
     planes = int(components["plane"].max()) + 1 if len(components["plane"]) else 0
     maps = torch.zeros((planes, size, s, size, s), dtype=dtype, device=device)
-    level = components["refinement"][pair] if refine else torch.ones_like(pair)
-    for r in (1, 2, 4):
+    level = torch.clamp(components["sampling"][pair] * refine / s, min=1.0).to(torch.int64)
+    for r in (1, 2, 4, 8, 16):
         chosen = (level == r).nonzero().flatten()
-        for part in torch.split(chosen, max(1, 2**18 // (s * r) ** 2)):
+        for part in torch.split(chosen, max(1, SAMPLES // (s * r) ** 2)):
             if len(part):
                 k, i, j = pair[part], row[part], column[part]
                 values = _sample_pixels(lens, components, grid, k, i, j, s, r)
@@ -94,10 +96,11 @@ def _sample_pixels(lens, components, grid, k, i, j, s, r):
     bx, by = shoot_rays(x, y, {name: lens[name][stamp][:, None, None] for name in LENS})
     picked = {name: components[name][k][:, None, None] for name in FIELDS}
     values = torch.empty_like(bx)
-    smooth = components["inverse_n"][k] != 1.0
-    for rows, exponential in ((smooth.nonzero().flatten(), False), ((~smooth).nonzero().flatten(), True)):
+    inverse = components["inverse_n"][k]
+    for index, match in ((0.5, inverse == 2.0), (None, inverse != 2.0)):
+        rows = match.nonzero().flatten()
         if len(rows):
-            part = {name: value[rows] for name, value in picked.items()} | {"exponential": exponential}
+            part = {name: value[rows] for name, value in picked.items()} | {"index": index}
             values[rows] = evaluate_sersic(bx[rows], by[rows], part)
     if r == 1:
         return values
@@ -190,7 +193,7 @@ def fold_spectrum(spectrum, size):
     return torch.fft.irfft2(native, s=(PERIOD, PERIOD))[..., :size, :size]
 
 
-def render_arcs(lens, components, weights, transfer, size=RENDER_SIZE, supersampling=4, refine=True):
+def render_arcs(lens, components, weights, transfer, size=RENDER_SIZE, supersampling=4, refine=1.0):
     """Render a batch of lensed sources in all bands.
 
     Parameters

@@ -9,7 +9,8 @@ import torch
 from scipy.special import gamma, gammaincinv, ndtri
 
 CLUMP_SIZE = (0.08, 0.25)  # half-light radius of a clump over that of the disc: 0.1-1 kpc clumps in 3-kpc discs
-CLUMP_INDEX = 1.0
+CLUMP_FLOOR = 0.05  # arcsec; smaller ones are alike at ground-based seeing and would need needlessly fine samples
+CLUMP_INDEX = 0.5  # Gaussian
 TAIL = 2e-4  # fraction of a component's flux outside the radius within which it is evaluated
 
 
@@ -44,7 +45,8 @@ def evaluate_sersic(x, y, component):
         Source-plane position [arcsec].
     component : dict of Tensor
         x, y [arcsec], xx, xy, yy (quadratic form of the elliptical radius in half-light radii [arcsec^-2]), b,
-        inverse_n, central [flux / arcsec^2]; each broadcasting with `x`.
+        inverse_n, central [flux / arcsec^2]; each broadcasting with `x`. An optional float ``index`` says that all have
+        this Sersic index, for which a shorter formula exists (0.5 and 1).
 
     Returns
     -------
@@ -57,7 +59,9 @@ def evaluate_sersic(x, y, component):
     """
     dx, dy = x - component["x"], y - component["y"]
     r2 = (component["xx"] * dx + 2.0 * component["xy"] * dy) * dx + component["yy"] * dy * dy
-    if component.get("exponential", False):
+    if component.get("index") == 0.5:
+        return component["central"] * torch.exp(-component["b"] * r2)
+    if component.get("index") == 1.0:
         return component["central"] * torch.exp(-component["b"] * torch.sqrt(r2))
     log_r = 0.5 * torch.log(r2.clamp_min(1e-30))
     return component["central"] * torch.exp(-component["b"] * torch.exp(log_r * component["inverse_n"]))
@@ -88,7 +92,8 @@ def place_clumps(uniforms, R, q, phi, n_clumps, max_clumps=6):
 
     Notes
     -----
-    Distances are |N(R, 0.6 R)| (SPEC 6.2) in the plane of the disc, angles uniform, sizes log-uniform in `CLUMP_SIZE`.
+    Distances are |N(R, 0.6 R)| (SPEC 6.2) in the plane of the disc, angles uniform, sizes log-uniform in `CLUMP_SIZE`
+    but not below `CLUMP_FLOOR`.
     """
     u = np.clip(uniforms, 1e-12, 1 - 1e-12).reshape(len(uniforms), 4, max_clumps)
     R, q, phi = (np.asarray(v, dtype=np.float64)[:, None] for v in (R, q, phi))
@@ -100,7 +105,8 @@ def place_clumps(uniforms, R, q, phi, n_clumps, max_clumps=6):
     low, high = np.log(CLUMP_SIZE[0]), np.log(CLUMP_SIZE[1])
     return {
         "dx": major * np.cos(phi) - minor * np.sin(phi), "dy": major * np.sin(phi) + minor * np.cos(phi),
-        "R": R * np.exp(low + (high - low) * u[:, 2]), "share": share / np.maximum(share.sum(1, keepdims=True), 1e-12),
+        "R": np.maximum(R * np.exp(low + (high - low) * u[:, 2]), CLUMP_FLOOR),
+        "share": share / np.maximum(share.sum(1, keepdims=True), 1e-12),
     }  # fmt: skip
 
 
@@ -135,13 +141,14 @@ def make_components(x, y, R, n, q, phi, clumps=None, dtype=torch.float32, device
                       CLUMP_INDEX * ones, ones, 0.0 * ones, clumps["share"][k, c]))  # fmt: skip
     stamp, plane, x, y, R, n, q, phi, flux = (np.concatenate(column) for column in zip(*parts, strict=True))
     xx, xy, yy = quadratic_form(R, q, phi)
-    # Samples must resolve the minor axis of the cusp: 4 per pixel do for 0.2 arcsec, finer below.
-    compact = R * np.sqrt(q) / np.maximum(n, 1.0)
+    # A cusp needs three samples per half-light radius of the minor axis; a Gaussian half as many.
+    compact = R * np.sqrt(q) * np.where(n <= 0.5, 2.0, 1.0 / np.maximum(n, 1.0))
+    sampling = np.select([compact >= 0.2, compact >= 0.1, compact >= 0.05], [4, 8, 16], 32)
     values = {
         "x": x, "y": y, "xx": xx, "xy": xy, "yy": yy, "b": sersic_b(n), "inverse_n": 1.0 / n,
         "central": sersic_central(flux, R, n), "extent": sersic_extent(n) * R / np.sqrt(q),
     }  # fmt: skip
     out = {name: torch.as_tensor(value, dtype=dtype, device=device) for name, value in values.items()}
-    whole = {"stamp": stamp, "plane": plane, "refinement": np.where(compact >= 0.2, 1, np.where(compact >= 0.1, 2, 4))}
+    whole = {"stamp": stamp, "plane": plane, "sampling": sampling}
     out |= {name: torch.as_tensor(value, dtype=torch.int64, device=device) for name, value in whole.items()}
     return out, owner

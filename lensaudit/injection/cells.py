@@ -1,0 +1,117 @@
+"""The cells of the completeness grid: who is in which, and which host takes which arc."""
+
+import numpy as np
+import pandas as pd
+
+from lensaudit import rng
+from lensaudit.injection.hosts import SIGMA_SCATTER
+from lensaudit.injection.population import load_prior, sigma_to_theta, source_density
+
+FIRST_ID = 1_000_000_000  # injection ids of the grid start apart from other sets, so that no two share noise
+
+
+def plan_grid(hosts, grid, seed, prior, max_per_host):
+    """Assign theta_E and a host to every injection of the grid.
+
+    Returns
+    -------
+    pandas.DataFrame
+        injection_id, cell, theta_E, row (in the host table), untied.
+    """
+    prior = load_prior(prior)
+    seeing, depth = assign_bins(hosts["psfsize_r"], grid.seeing), assign_bins(hosts["depth_r"], grid.depth)
+    tied = prior["deflector"]["kind"] == "vdf"
+    usable = (hosts["in_deflector"] if tied else hosts["in_deployment"]).to_numpy() & (seeing >= 0) & (depth >= 0)
+    step, parts = bin_edges(grid.theta_E), []
+    for column in range(len(grid.seeing) * len(grid.depth)):
+        i_seeing, i_depth = divmod(column, len(grid.depth))
+        rows = np.flatnonzero(usable & (seeing == i_seeing) & (depth == i_depth))
+        if not len(rows):
+            continue
+        for i_theta in range(len(grid.theta_E)):
+            cell = (i_theta * len(grid.seeing) + i_seeing) * len(grid.depth) + i_depth
+            ids = FIRST_ID + cell * 100_000 + np.arange(grid.n_per_cell)
+            stream = rng.make_stream(seed, "injection/plan", cell)
+            strata = (np.arange(grid.n_per_cell) + stream.random(grid.n_per_cell)) / grid.n_per_cell
+            theta = step[i_theta] + (step[i_theta + 1] - step[i_theta]) * stream.permutation(strata)
+            chosen, untied = _choose_hosts(hosts.iloc[rows], grid.theta_E[i_theta], grid.n_per_cell, max_per_host,
+                                           stream, prior, tied)  # fmt: skip
+            parts.append(pd.DataFrame({"injection_id": ids, "cell": cell, "theta_E": theta, "row": rows[chosen],
+                                       "untied": untied}))  # fmt: skip
+    if not parts:
+        return pd.DataFrame({"injection_id": np.zeros(0, int), "cell": 0, "theta_E": 0.0, "row": 0, "untied": False})
+    return pd.concat(parts, ignore_index=True)
+
+
+def bin_edges(centres):
+    """Return the edges of evenly spaced bins, half a step outside the outer centres."""
+    centres = np.asarray(centres, dtype=np.float64)
+    half = 0.5 * (centres[1] - centres[0]) if len(centres) > 1 else 0.5
+    return np.append(centres - half, centres[-1] + half)
+
+
+def assign_bins(values, centres):
+    """Return the bin of each value, -1 outside the outer half-steps (never snapped)."""
+    edges = bin_edges(centres)
+    index = np.searchsorted(edges, np.asarray(values, dtype=np.float64), side="right") - 1
+    return np.where((index >= 0) & (index < len(centres)), index, -1)
+
+
+def source_kernel(theta_E, z_lens, log_sigma, prior):
+    """Return p(sigma needed | host) x source number over z_source, shape (N, Nz), and the redshifts."""
+    z_source, density = source_density(prior)
+    unit = sigma_to_theta(1.0, np.asarray(z_lens)[:, None], z_source[None, :], prior)
+    with np.errstate(divide="ignore"):
+        needed = 0.5 * np.log10(np.asarray(theta_E)[:, None] / np.maximum(unit, 1e-30))
+    chi = (needed - np.asarray(log_sigma)[:, None]) / SIGMA_SCATTER
+    return np.where(unit > 0, -0.5 * chi**2, -np.inf), z_source, density
+
+
+def _choose_hosts(rows, theta_E, n, max_per_host, stream, prior, tied):
+    """Choose `n` hosts of one column for one theta_E; returns positions and which are untied."""
+    base = rows["deflector_weight" if tied else "deployment_weight"].to_numpy()
+    if not tied:
+        counts = _share(base, n, max_per_host, stream.random())
+        return stream.permutation(np.repeat(np.arange(len(rows)), counts)), np.ones(n, dtype=bool)
+    theta = np.full(len(rows), theta_E)
+    log_kernel, _, density = source_kernel(theta, rows["z_phot"], np.log10(rows["sigma_v"]), prior)
+    plausible = log_kernel.max(axis=1) > -4.5
+    weight = np.where(plausible, base * (np.exp(log_kernel) * density).sum(axis=1), 0.0)
+    n_tied = min(n, max_per_host * int(plausible.sum()))
+    # Others by mass: the most massive first.
+    order = np.argsort(np.where(plausible, np.inf, -log_kernel.max(axis=1)), kind="stable")
+    others = order[: min(int((~plausible).sum()), -(-(n - n_tied) // max_per_host))]
+    counts = _share(weight, n_tied, max_per_host, stream.random()) if n_tied else np.zeros(len(rows), dtype=int)
+    n_untied = min(n - n_tied, max_per_host * len(others))
+    spare = np.zeros(len(rows), dtype=int)
+    if n_untied:
+        spare[others] = _share(np.ones(len(others)), n_untied, max_per_host, stream.random())
+    left = n - n_tied - n_untied
+    if left > 0:  # hosts do not allow the limit
+        more = _share(np.where(plausible, np.maximum(weight, 1e-12), 0.0) if n_tied else np.ones(len(rows)), left, left,
+                      stream.random())  # fmt: skip
+        counts, spare = (counts + more, spare) if n_tied else (counts, spare + more)
+    chosen = np.concatenate([np.repeat(np.arange(len(rows)), counts), np.repeat(np.arange(len(rows)), spare)])
+    untied = np.arange(n) >= counts.sum()
+    shuffle = stream.permutation(n)
+    return chosen[shuffle], untied[shuffle]
+
+
+def _share(weight, n, limit, u):
+    """Return how often each item is taken: expectations in proportion to weight, none above the limit, `n` in all."""
+    weight = np.asarray(weight, dtype=np.float64)
+    limit = max(limit, -(-n // max(int((weight > 0).sum()), 1)))
+    expected = np.zeros(len(weight))
+    free = weight > 0
+    for _ in range(len(weight) + 1):
+        rest = n - expected[~free].sum()
+        expected[free] = rest * weight[free] / weight[free].sum()
+        over = free & (expected > limit)
+        if not over.any():
+            break
+        expected[over] = limit
+        free &= ~over
+        if not free.any():
+            break
+    edges = np.round(np.cumsum(expected), 9)
+    return np.diff(np.searchsorted(u + np.arange(n), edges * (1 + 1e-12), side="left"), prepend=0)
