@@ -14,13 +14,18 @@ _FOREGROUND = sum(1 << MASKBITS[name] for name in ("BRIGHT", "MEDIUM", "GALAXY",
 _TIER_RANK = {"A": 0, "B": 1, "S": 2}
 
 
+def keep_galaxies(systems):
+    """Return the entries that are lenses on the scale of a galaxy or group: no clusters, no cluster compilations."""
+    return systems[~systems["is_compilation"] & (systems["lens_type"] != "cluster")].reset_index(drop=True)
+
+
 def match_lenses(systems, galaxies, config):
     """Match every system to the survey.
 
     Parameters
     ----------
     systems : pandas.DataFrame
-        From `lensaudit.catalogs.lenses.group_systems`. Entries of cluster compilations take no part.
+        From `lensaudit.catalogs.lenses.group_systems`. Clusters and cluster compilations take no part.
     galaxies : pandas.DataFrame
         Survey columns of `lensaudit.catalogs.sweeps`, all types.
     config : lensaudit.config.CrossmatchConfig
@@ -43,7 +48,7 @@ def match_lenses(systems, galaxies, config):
     A system takes the tier of its most confident imaging entry (A before B); S means that only independent channels
     list it. `unmatched` names the same entry, chosen by tier and then entry_id.
     """
-    entries = systems[~systems["is_compilation"]].reset_index(drop=True)
+    entries = keep_galaxies(systems)
     extended = np.flatnonzero(~galaxies["type"].isin(["PSF", "DUP"]))
     ra, dec = galaxies["ra"].to_numpy(), galaxies["dec"].to_numpy()
     i, j, separation = sphere.find_pairs(entries["ra"], entries["dec"], ra[extended], dec[extended],
@@ -110,7 +115,7 @@ def _summarise(systems, entries, positives, unmatched, pairs):
     n_systems = entries["system_id"].nunique()
     return {
         "n_entries": len(systems),
-        "n_entries_in_compilations": int(systems["is_compilation"].sum()),
+        "n_entries_of_clusters": len(systems) - len(entries),
         "n_systems": n_systems,
         "n_systems_with_several_entries": int((entries.groupby("system_id").size() > 1).sum()),
         "n_systems_in_several_catalogs": int((entries.groupby("system_id")["catalog"].nunique() > 1).sum()),
@@ -135,7 +140,7 @@ def measure_separations(systems, galaxies, config):
     pandas.DataFrame
         entry_id, tier, channel, separation [arcsec]; entries with nothing inside the radius are left out.
     """
-    entries = systems[~systems["is_compilation"]].reset_index(drop=True)
+    entries = keep_galaxies(systems)
     sources = galaxies[~galaxies["type"].isin(["PSF", "DUP"])]
     _, separation = sphere.find_nearest(entries["ra"], entries["dec"], sources["ra"], sources["dec"])
     table = entries[["entry_id", "tier", "channel"]].assign(separation=separation)

@@ -34,18 +34,18 @@ _REQUIRED = {
 _CHANNELS = (
     ("pairwise", r"2509\.16033"),
     ("single_fibre", r"2512\.04275|0805\.1931|0911\.2471|1112\.3683|1604\.01842|1803\.03604|2007\.09006|2206\.09902"
-                     r"|SLACS|BELLS|Sonnenfeld.*\(2024\)"),
+                     r"|SLACS|BELLS|[Ss]pectroscopic search"),
     ("supernova", r"1611\.00014|supernova"),
     ("quasar", r"lensedquasars|1911\.02587|quasar"),
-    ("citizen", r"1504\.05587|2004\.00634|SuGOHI_VI\b|Space Warps"),
+    ("citizen", r"1504\.05587|2004\.00634|SuGOHI_VI\b|Space Warps|[Cc]itizen science"),
     ("space", r"relics|CLASH|1206\.3412|0802\.2174|1611\.03922|1801\.07282|0911\.3302"),
     ("imaging", r"1906\.00970|2005\.04730|2206\.02764|2508\.20087|2110\.00023|1812\.03168|2004\.13048|2107\.07829"
                 r"|2109\.00014|2110\.11972|2110\.01905|2110\.02418|ab26b6|1811\.03786|aa8667|2210\.10802|1109\.1821"
                 r"|0610362|2201\.11135|apj492878|1704\.01585|2002\.01611|huang20|storfer20|inchausti20"
-                r"|LinKS|DES|HOLISMOKES|SL2S|LensFlow|SuGOHI"),
+                r"|LinKS|DES|HOLISMOKES|SL2S|LensFlow|SuGOHI|[Ii]maging search"),
 )  # fmt: skip
 # Cluster compilations inside the community catalogue: positions of clusters, not of lenses.
-_COMPILATIONS = r"Lopes et al\. \(2004\)|Gonzalez et al\. \(2001\)|Gioia et al\. \(1990\)"
+_COMPILATIONS = r"Lopes et al\. \(2004\)|Gonzalez et al\. \(2001\)|Gioia et al\. \(1990\)|.*cluster compilation"
 _NUMBER = re.compile(r"(?<![\w.])(\d+\.?\d*|\.\d+)")
 
 
@@ -125,7 +125,7 @@ def read_catalog(path, kind, catalog="", channel=""):
     entries["grade"] = table["grade"].astype(str) if "grade" in table else ""
     entries["reference"] = table["ref"].astype(str) if "ref" in table else entries["catalog"]
     entries["lens_type"] = table["type"].astype(str) if "type" in table else "galaxy"
-    entries["is_compilation"] = entries["reference"].str.fullmatch(f"({_COMPILATIONS}).*") & (kind == "lenscat")
+    entries["is_compilation"] = entries["reference"].str.match(_COMPILATIONS) & (kind == "lenscat")
     names = {text: derive_channel(text) for text in entries["reference"].unique()}
     entries["channel"] = channel or entries["reference"].map(names)
     spectroscopic = entries["channel"].isin(INDEPENDENT_CHANNELS)

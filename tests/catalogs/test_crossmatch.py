@@ -56,7 +56,7 @@ def test_reasons():
         60.0: "outside footprint"}  # fmt: skip
     assert report["n_systems"] == 6 == report["n_matched"] + report["n_unmatched"]
     assert sum(report["unmatched_by_reason"].values()) == report["n_unmatched"]
-    assert report["n_entries_in_compilations"] == 1
+    assert report["n_entries_of_clusters"] == 1
 
 
 def test_one_galaxy_serves_one_system():
