@@ -247,6 +247,21 @@ def summarise_quality(table):
     return out.assign(fraction=out["n"] / len(table)).sort_values("n", ascending=False, ignore_index=True)
 
 
+def choose_examples(table, seed, n=8):
+    """Pick accepted stamps to look at: `n` of each tier, by the smallest hash of their id.
+
+    Returns
+    -------
+    DataFrame
+        Rows of `table`, grouped by ``tier``, with a ``caption``: the tier, or a confuser's category.
+    """
+    good = table[table["quality_ok"]].assign(hash=lambda t: rng.hash_order(seed, "pixels/examples", t["galaxy_id"]))
+    rows = good.sort_values("hash").groupby("tier").head(n).sort_values(["tier", "hash"], ignore_index=True)
+    category = rows["confuser_category"].fillna("").astype(str).str.replace("_", " ")
+    lens = "tier " + rows["tier"].astype(str)
+    return rows.assign(caption=np.where(rows["label"] == 1, lens, np.where(category == "", "galaxy", category)))
+
+
 def match_negatives(table, caliper=1.0):
     """Pair every lens with the nearest negative in host magnitude, colour, size, seeing and depth.
 
@@ -285,6 +300,22 @@ def make_covariates(table):
     size = np.log10(np.maximum(table["shape_r"].to_numpy(float), 0.05))
     columns = (table["mag_r"], table["mag_g"] - table["mag_r"], size, table["psfsize_r"], table["depth_r"])
     return pd.DataFrame({n: np.asarray(c, float) for n, c in zip(MATCHED_ON, columns, strict=True)}, index=table.index)
+
+
+def measure_match(table):
+    """Return the mean difference of matched pairs per covariate, in standard deviations of the lenses.
+
+    Returns
+    -------
+    dict
+        ``"matched difference"`` -> Series over the covariates.
+    """
+    lenses, negatives = match_negatives(table)
+    values = make_covariates(table)
+    spread = values[table["label"] == 1].std(ddof=0)
+    gap = values.iloc[lenses].to_numpy() - values.iloc[negatives].to_numpy()
+    mean = gap.mean(0) if len(gap) else np.full(len(MATCHED_ON), np.nan)
+    return {"matched difference": (pd.Series(mean, index=list(MATCHED_ON)) / spread).round(3)}
 
 
 def flag_shortcuts(table, seed, n_bootstrap=200, features=FEATURES):

@@ -4,6 +4,7 @@ A shard is one ``stamps/shard-NNNN.npy`` of shape (n, 3, 101, 101), float32 [nMg
 holds which object. An object whose pixels could not be had is a row of NaN with its reason, never a missing row.
 """
 
+import functools
 import inspect
 import os
 from pathlib import Path
@@ -165,16 +166,15 @@ class Store:
 
     Parameters
     ----------
-    stage : Stage
-        Declares `upstream` among its inputs; the hash of a shard is checked when it is first opened.
-    upstream : str
+    locate : callable
+        Gives the path of a shard by its name, such as ``stamps/shard-0000.npy``; asked once per shard.
     """
 
-    def __init__(self, stage, upstream):
-        self._stage, self._upstream, self._open = stage, upstream, {}
+    def __init__(self, locate):
+        self._locate, self._open = locate, {}
 
     def __getstate__(self):
-        return {"_stage": self._stage, "_upstream": self._upstream, "_open": {}}
+        return {"_locate": self._locate, "_open": {}}
 
     def read(self, cutout_paths):
         """Return whole stamps in the order asked, ndarray of shape (N, 3, 101, 101), float32 [nMgy]."""
@@ -209,8 +209,7 @@ class Store:
 
     def _array(self, name):
         if name not in self._open:
-            path = self._stage.input(self._upstream, name)
-            self._open[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+            self._open[name] = np.load(self._locate(name), mmap_mode="r", allow_pickle=False)
         return self._open[name]
 
 
@@ -226,8 +225,10 @@ def _split_paths(cutout_paths):
 
 
 def open_store(stage, upstream="03_cutouts"):
-    """Open the stamps that `upstream` wrote; `stage` declares it as an input."""
-    return Store(stage, upstream)
+    """Open the stamps of `upstream`: a declared input of `stage` (shards are verified when opened), or the stage itself."""
+    if stage.name == upstream:
+        return Store(stage.folder.joinpath)
+    return Store(functools.partial(stage.input, upstream))
 
 
 def make_manifest(samples, stamps, config):
