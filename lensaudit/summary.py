@@ -127,9 +127,10 @@ def _collect_evaluation(stage):
 
 
 def _collect_realism(stage):
-    checks = stage.read_table("06_injection_realism", "realism.parquet", ["check", "outcome"])
+    checks = stage.read_table("06_injection_realism", "realism.parquet", ["sample", "check", "outcome"])
+    checks = checks[checks["sample"] != "targets"]
     counts = {name: int((checks["outcome"] == outcome).sum()) for outcome, name in OUTCOMES.items()}
-    verdict = pick(stage.read_json("06_injection_realism", "realism.json"), "verdict", "realism.json")
+    verdict = pick(stage.read_json("06_injection_realism", "realism.json"), "outcome", "realism.json")
     return counts | {"n_checks": len(checks), "verdict": verdict}
 
 
@@ -272,7 +273,8 @@ def _table_recall(stage):
 
 def _table_realism(stage):
     table = stage.read_table("06_injection_realism", "realism.parquet")
-    columns = {"check": "check", "value": "value", "lower": "lower", "upper": "upper", "threshold": "rule",
+    table = table[table["sample"] != "targets"]
+    columns = {"sample": "sample", "check": "check", "value": "value", "lower": "lower", "upper": "upper", "threshold": "rule",
                "outcome": "outcome"}  # fmt: skip
     return {"table": table, "columns": columns, "wide": True,
             "caption": "Realism report: value, 95 per cent bounds, rule fixed in advance, outcome."}  # fmt: skip

@@ -11,7 +11,7 @@ FORBIDDEN = {
     "independent validation": r"independent(ly)? (validat|verif|confirm)\w*",
     "spectroscopic validation": r"spectroscopic(ally)? (validat|confirm)\w* (of|sample|set|recall|lenses)",
     "a complete sample": r"\b(a|the|statistically) complete (sample|list|census|catalogue)",
-    "better than others": r"\b(outperform\w*|state[- ]of[- ]the[- ]art|superior to|surpass\w*)|better than (paper|inch|balaji)",
+    "better than others": r"\b(outperform\w*|superior to|surpass\w*)|better than (paper|inchausti|balaji)",
     "purity of a survey": r"\bsurvey('s)? (precision|purity)|(precision|purity) of the survey",
     "calibrated probabilities": r"(are|gives?|provides?|yields?) (well[- ])?calibrated (lens )?probabilit",
     "cosmology": r"\b(constrain\w*|measure\w*) (cosmolog|the hubble|h_?0\b|dark energy)",

@@ -75,11 +75,11 @@ def write_stages(config, closure=None):
     pd.DataFrame({"epoch": [1, 2], "val_auc": [0.9, 0.94]}).to_csv(metrics, index=False)
     stages["05_evaluation"].write_json("evaluation.json", make_evaluation())
     stages["05_evaluation"].write_json("thresholds.json", make_thresholds())
-    checks = pd.DataFrame({"check": ["arc_snr median", "panel"], "value": [1.1, np.nan], "lower": [0.9, np.nan],
-                           "upper": [1.3, np.nan], "threshold": ["0.5-2", "graders"],
-                           "outcome": ["GO", "not graded"]})  # fmt: skip
+    checks = pd.DataFrame({"sample": ["verdict", "panel", "targets"], "check": ["arc_snr median", "panel", "arc_snr median"],
+                           "value": [1.1, np.nan, 1.0], "lower": [0.9, np.nan, 0.9], "upper": [1.3, np.nan, 1.1],
+                           "threshold": ["0.5-2", "graders", "0.5-2"], "outcome": ["GO", "not graded", "GO"]})
     stages["06_injection_realism"].write_table("realism.parquet", checks)
-    stages["06_injection_realism"].write_json("realism.json", {"verdict": "GO"})
+    stages["06_injection_realism"].write_json("realism.json", {"outcome": "GO"})
     hosts = pd.DataFrame({"in_deployment": [True, True], "in_deflector": [True, False]})
     stages["06_injection_realism"].write_table("hosts.parquet", hosts)
     write_audit(stages, closure or make_closure())
@@ -145,6 +145,8 @@ def test_numbers_are_those_of_the_stages(stage):
     assert numbers["crossmatch"]["n_systems"] == 2 and numbers["crossmatch"]["tier_s"] == 1
     assert numbers["completeness"]["mean"] == pytest.approx((0.1 + 0.3 + 2 * 0.2) / 4)
     assert numbers["training"] == {"epochs": 2, "best_epoch": 2, "best_auc": 0.94}
+    assert numbers["realism"] == {"n_go": 1, "n_no_go": 0, "n_inconclusive": 0, "n_not_graded": 1, "n_checks": 2,
+                                  "verdict": "GO"}  # fmt: skip
     assert numbers["controls"]["n_must_fail_caught"] == 2 and numbers["closure"]["predicted"] == 0.43
 
 
