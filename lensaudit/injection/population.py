@@ -251,7 +251,7 @@ def _draw_population(u, z, prior):
     log_q = (np.log(step / 0.05) + _log_normal(u[:, 1], s["uv_slope"][1]) + _log_normal(u[:, 2], s["balmer_break"][1])
              + _log_normal(u[:, 3], s["size_scatter"]))  # fmt: skip
     return {"mag_source_g": mags["g"], "mag_source_r": mags["r"], "mag_source_z": mags["z"],
-            "source_R": np.clip(radius, 0.01, 3.0), "log_q": log_q}  # fmt: skip
+            "source_R": np.clip(radius, 0.02, 3.0), "log_q": log_q}  # fmt: skip
 
 
 def draw_axis_ratio(u, scale, floor=0.2):

@@ -33,9 +33,9 @@ def render_maps(lens, components, size=RENDER_SIZE, supersampling=4, refine=1.0)
     lens : dict of Tensor of shape (N,)
         theta_E [arcsec], q, phi [rad], gamma1, gamma2.
     components : dict of Tensor of shape (M,)
-        stamp (int64, index into the batch), plane (int64, index of the map the component is added to), extent
-        [arcsec], sampling (int64: samples per pixel and axis the component needs), and the fields of
-        `sources.evaluate_sersic`.
+        stamp (int64, index into the batch), plane (int64, index of the map the component is added to), extent and core
+        [arcsec], sampling (int64: samples per pixel and axis the component needs in its core; half outside), and the
+        fields of `sources.evaluate_sersic`.
     size : int
         Odd number of pixels of the stamp.
     supersampling : int
@@ -51,11 +51,11 @@ def render_maps(lens, components, size=RENDER_SIZE, supersampling=4, refine=1.0)
     """
     device, dtype = lens["theta_E"].device, lens["theta_E"].dtype
     grid = make_grid(size, dtype, device)
-    pair, row, column = _flag_pixels(lens, components, grid)
+    pair, row, column, core = _flag_pixels(lens, components, grid)
     s = supersampling
     planes = int(components["plane"].max()) + 1 if len(components["plane"]) else 0
     maps = torch.zeros((planes, size, s, size, s), dtype=dtype, device=device)
-    level = torch.clamp(components["sampling"][pair] * refine / s, min=1.0).to(torch.int64)
+    level = torch.clamp(components["sampling"][pair] * torch.where(core, refine, 0.5 * refine) / s, min=1.0)
     for r in (1, 2, 4, 8, 16):
         chosen = (level == r).nonzero().flatten()
         for part in torch.split(chosen, max(1, SAMPLES // (s * r) ** 2)):
@@ -70,7 +70,7 @@ def render_maps(lens, components, size=RENDER_SIZE, supersampling=4, refine=1.0)
 
 
 def _flag_pixels(lens, components, grid):
-    """Return component, row and column of every pixel in which the component is not negligible."""
+    """Return component, row and column of every pixel in which it is not negligible, and if the pixel sees its core."""
     x, y = grid[None, None, :], grid[None, :, None]
     wide = {k: v[:, None, None] for k, v in lens.items()}
     bx, by = shoot_rays(x, y, wide)
@@ -83,8 +83,9 @@ def _flag_pixels(lens, components, grid):
     stamp = components["stamp"]
     dx = bx[stamp] - components["x"][:, None, None]
     dy = by[stamp] - components["y"][:, None, None]
-    near = dx * dx + dy * dy < (components["extent"][:, None, None] + reach[stamp]) ** 2
-    return near.nonzero(as_tuple=True)
+    distance = torch.sqrt(dx * dx + dy * dy) - reach[stamp]
+    k, i, j = (distance < components["extent"][:, None, None]).nonzero(as_tuple=True)
+    return k, i, j, distance[k, i, j] < components["core"][k]
 
 
 def _sample_pixels(lens, components, grid, k, i, j, s, r):

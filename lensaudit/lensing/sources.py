@@ -147,6 +147,7 @@ def make_components(x, y, R, n, q, phi, clumps=None, dtype=torch.float32, device
     values = {
         "x": x, "y": y, "xx": xx, "xy": xy, "yy": yy, "b": sersic_b(n), "inverse_n": 1.0 / n,
         "central": sersic_central(flux, R, n), "extent": sersic_extent(n) * R / np.sqrt(q),
+        "core": 2.5 * R / np.sqrt(q),
     }  # fmt: skip
     out = {name: torch.as_tensor(value, dtype=dtype, device=device) for name, value in values.items()}
     whole = {"stamp": stamp, "plane": plane, "sampling": sampling}
