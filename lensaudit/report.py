@@ -20,14 +20,16 @@ from lensaudit.artifacts import UserError, find_root, hash_file, read_json, writ
 PREFIX = "val"  # of every generated macro, so that a test can tell them from LaTeX's own
 DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
 SPECIAL = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "<": "$<$", ">": "$>$",
-           "|": "$|$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}  # fmt: skip
+           "|": "$|$", "\u2265": r"$\geq$", "\u2264": r"$\leq$", "^": r"\textasciicircum{}",
+           "~": r"\textasciitilde{}", "\\": r"\textbackslash{}"}  # fmt: skip
 # Closure verdicts that a reader must not overlook.
 ALARMING = ("does not close",)
 
 
 def escape_latex(text):
     """Return plain text with LaTeX's special characters escaped."""
-    return "".join(SPECIAL.get(c, c) for c in str(text))
+    plain = str(text).replace(">=", "\u2265").replace("<=", "\u2264")
+    return "".join(SPECIAL.get(c, c) for c in plain)
 
 
 def format_value(value, spec=".3f"):
@@ -140,7 +142,7 @@ def colour_verdict(verdict):
     return rf"\textcolor{{red}}{{{text}}}" if verdict in ALARMING else text
 
 
-def make_table(table, columns, caption, label, wide=False, note=""):
+def make_table(table, columns, caption, label, wide=False):
     """Return a DataFrame as a LaTeX table in the journal's style.
 
     Parameters
@@ -148,8 +150,8 @@ def make_table(table, columns, caption, label, wide=False, note=""):
     table : pandas.DataFrame
     columns : dict of str -> str or (str, str)
         Column name to heading (LaTeX), or to (heading, float format); their order is the table's.
-    caption, label, note : str
-        LaTeX; the note stands below the table.
+    caption, label : str
+        LaTeX.
     wide : bool
         Over both columns of the page.
 
@@ -169,24 +171,24 @@ def make_table(table, columns, caption, label, wide=False, note=""):
     heads = {c: h if isinstance(h, tuple) else (h, ".3f") for c, h in columns.items()}
     numeric = [is_numeric_dtype(table[c]) for c in columns]
     rows = [
-        " & ".join(format_value(_integer_if_whole(row[c]), heads[c][1]) for c in columns) + r" \\"
+        " & ".join(_format_cell(row[c], heads[c][1]) for c in columns) + r" \\"
         for row in table.to_dict("records")
     ]  # fmt: skip
     environment = "table*" if wide else "table"
     lines = [
-        rf"\begin{{{environment}}}", r"\centering", rf"\caption{{{caption}}}", rf"\label{{{label}}}",
+        rf"\begin{{{environment}}}\centering", rf"\caption{{{caption}}}\label{{{label}}}",
         rf"\begin{{tabular}}{{{''.join('r' if n else 'l' for n in numeric)}}}", r"\hline",
         " & ".join(heads[c][0] for c in columns) + r" \\", r"\hline", *rows, r"\hline", r"\end{tabular}",
     ]  # fmt: skip
-    if note:
-        lines.append(rf"\par\smallskip\begin{{minipage}}{{\linewidth}}\footnotesize {note}\end{{minipage}}")
     return "\n".join([*lines, rf"\end{{{environment}}}"]) + "\n"
 
 
-def _integer_if_whole(value):
-    """A count that passed through a float column (because of a gap) prints as an integer when it is large."""
+def _format_cell(value, spec):
+    """A gap is a dash; a count that passed through a float column (because of a gap) prints as an integer."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "--"
     whole = isinstance(value, float) and value.is_integer() and abs(value) >= 100
-    return int(value) if whole else value
+    return format_value(int(value) if whole else value, spec)
 
 
 def write_paper(stage, summary, tables, formats=None):
