@@ -12,6 +12,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from lensaudit.artifacts import UserError
+from lensaudit.constants import BANDS, RENDER_SIZE
+from lensaudit.injection.inject import inject
 from lensaudit.pixels.quality import match_negatives
 from lensaudit.rng import make_stream
 from lensaudit.stats import (
@@ -96,6 +98,35 @@ def check_repeat(first, second):
     worst = np.abs(np.asarray(first, float) - np.asarray(second, float)).max()
     outcome = PASS if worst <= 0.1 else FAIL
     return make_gate("repeated scoring", worst, "largest difference <= 0.1", outcome, n=len(first))
+
+
+def score_null(hosts, store, detector, config, n=200):
+    """Score test hosts untouched and after an injection of zero flux.
+
+    Parameters
+    ----------
+    hosts : DataFrame
+        From `injection.hosts.make_hosts`.
+    store : lensaudit.pixels.store.Store
+    detector : object
+        With ``score(images) -> logits``.
+    config : lensaudit.config.Config
+    n : int
+        The first hosts of the table.
+
+    Returns
+    -------
+    plain, injected : ndarray of shape (n,)
+        Logits; for `check_null`.
+    """
+    own = hosts.head(n).reset_index(drop=True)
+    boxes = store.read_box(list(own["cutout_path"]), RENDER_SIZE)
+    source = {f"mag_source_{band}": np.inf for band in BANDS}  # magnitude of zero flux
+    table = pd.DataFrame({"injection_id": np.arange(len(own)), "host_index": own["host_index"]}).assign(
+        theta_E=1.2, q=0.8, phi=0.5, gamma1=0.02, gamma2=0.0, source_x=0.1, source_y=0.1, source_R=0.2, source_n=1.0,
+        source_q=0.8, source_phi=0.3, n_clumps=0, psf_beta=3.5, **source)  # fmt: skip
+    images, _ = inject(table, own, boxes, config, config.seed)
+    return detector.score(boxes), detector.score(images)
 
 
 def check_null(plain, injected):

@@ -210,13 +210,17 @@ def measure_label_noise(test, thresholds, point, tier="B", truth=None, truth_kin
 
 
 def count_contaminants(test, truth, thresholds):
-    """Count the undiscovered lenses among the test negatives of N1 (simulated sky), in all and above each threshold.
+    """Count the undiscovered lenses among the test negatives of N1, in all and above each threshold.
+
+    Only the simulated sky knows them; without a truth table (None) nothing is counted.
 
     Returns
     -------
     DataFrame
         ``point``, ``n_lenses``, ``n_above``, ``n_exceedances``, ``share`` (inverse-inclusion weighted).
     """
+    if truth is None:
+        return pd.DataFrame(columns=["point", "n_lenses", "n_above", "n_exceedances", "share"])
     weights = parent_weights(test)
     parent, weights = test[weights > 0], weights[weights > 0]
     is_lens = parent["galaxy_id"].isin(truth["galaxy_id"]).to_numpy()

@@ -139,13 +139,19 @@ def list_points(thresholds):
     return [name for name, entry in thresholds.items() if entry["threshold"] is not None]
 
 
-def choose_point(thresholds):
-    """Return the headline operating point: the loosest computed false-positive rate, else the last fixed score.
+def choose_points(thresholds):
+    """Return the operating points to report, loosest rate first; the first is the headline.
 
-    A sample too small for any rate (the profile that only proves the graph) still needs one selection.
+    They are the computed false-positive rates. A sample too small for any (the profile that only proves the graph)
+    still needs one selection and gets the last fixed score.
     """
     rates = {name: thresholds[name]["fpr"] for name in list_points(thresholds) if thresholds[name]["fpr"]}
-    return max(rates, key=rates.get) if rates else list_points(thresholds)[-1]
+    return sorted(rates, key=rates.get, reverse=True) or list_points(thresholds)[-1:]
+
+
+def tabulate_points(thresholds):
+    """Return the operating points as a table, one row each, for reading."""
+    return pd.DataFrame(thresholds).T.drop(columns=["fpr", "lower_68", "upper_68"])
 
 
 def weigh_fraction(flag, weights, level=0.95):
@@ -198,13 +204,14 @@ def measure_achieved(thresholds, test):
     return out
 
 
-def bound_contamination(recall_upper, fpr=1e-4, prevalence=PREVALENCE_RANGE):
+def bound_contamination(recall, fpr=1e-4, prevalence=PREVALENCE_RANGE):
     """Bound the share of a false-positive rate that unknown lenses among the negatives can make up.
 
     Parameters
     ----------
-    recall_upper : float
-        Upper bound of the recall at the threshold, or at a looser one.
+    recall : DataFrame
+        From `evaluation.measure_recall`. Recall falls with the rate, so the upper bound for Tier A at the tightest
+        computed point bounds that at `fpr`.
     fpr : float
     prevalence : tuple of float
         Lowest and highest fraction of galaxies that are lenses.
@@ -214,8 +221,9 @@ def bound_contamination(recall_upper, fpr=1e-4, prevalence=PREVALENCE_RANGE):
     dict
         ``rate`` = prevalence x recall (largest), ``share`` = rate / fpr, capped at 1.
     """
-    rate = max(prevalence) * float(recall_upper)
-    return {"prevalence": list(prevalence), "recall_upper": float(recall_upper), "fpr": fpr, "rate": rate,
+    upper = float(recall.loc[recall["subset"] == "Tier A", "upper_total"].min())
+    rate = max(prevalence) * upper
+    return {"prevalence": list(prevalence), "recall_upper": upper, "fpr": fpr, "rate": rate,
             "share": min(rate / fpr, 1.0)}  # fmt: skip
 
 

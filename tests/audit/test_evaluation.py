@@ -130,9 +130,9 @@ def test_count_rule(joined):
     assert [cuts[n]["status"] for n in ("fpr_1e-2", "fpr_1e-3", "fpr_1e-4")] == ["headline", "reported",
                                                                                    "cannot be computed"]
     assert cuts["fpr_1e-4"]["threshold"] is None and "exceedances" in cuts["fpr_1e-4"]["reason"]
-    assert thresholds.choose_point(cuts) == "fpr_1e-2"
+    assert thresholds.choose_points(cuts) == ["fpr_1e-2", "fpr_1e-3"]
     few, _ = thresholds.set_thresholds(scoring.join_scores(*make_sample(500, 20)), CONFIG, 1)
-    assert few["fpr_1e-2"]["threshold"] is None and thresholds.choose_point(few) == "score_0.5"
+    assert few["fpr_1e-2"]["threshold"] is None and thresholds.choose_points(few) == ["score_0.5"]
     assert thresholds.grade_count(10000, 1e-2, CONFIG) == "headline"
     with pytest.raises(UserError, match="inclusion_probability"):
         thresholds.parent_weights(joined[0].assign(inclusion_probability=0.0))
@@ -221,7 +221,9 @@ def test_contaminants_are_counted_and_bounded():
                           "logit": [1.0, 1.0, -1.0]})  # fmt: skip
     row = robustness.count_contaminants(table, table[["galaxy_id"]].iloc[:1], {"p": {"threshold": 0.0}}).iloc[0]
     assert (row.n_lenses, row.n_above, row.n_exceedances, row.share) == (1, 1, 2, 0.5)
-    assert thresholds.bound_contamination(0.5)["share"] == pytest.approx(0.8)
+    recall = pd.DataFrame({"subset": "Tier A", "upper_total": [0.9, 0.5]})
+    assert thresholds.bound_contamination(recall)["share"] == pytest.approx(0.8)
+    assert robustness.count_contaminants(table, None, {"p": {"threshold": 0.0}}).empty
 
 
 def test_frozen_detector_changes_with_its_parts(tmp_path):
