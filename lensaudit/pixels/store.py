@@ -225,7 +225,7 @@ def _split_paths(cutout_paths):
 
 
 def open_store(stage, upstream="03_cutouts"):
-    """Open the stamps of `upstream`: a declared input of `stage` (shards are verified when opened), or the stage itself."""
+    """Open the stamps of `upstream`, a declared input of `stage` (verified shard by shard when opened) or itself."""
     if stage.name == upstream:
         return Store(stage.folder.joinpath)
     return Store(functools.partial(stage.input, upstream))
