@@ -108,3 +108,9 @@ def label_classes(table):
     return table[["seeing_bin", "logit"]].assign(
         **{"class": np.where(table["label"] == 1, tier, pool)}, seeing_order=table["seeing_bin"].map(names.index)
     )
+
+
+def stack_lenses(*tables):
+    """Return ids, tier, split and logit of the labelled lenses of several joined tables, one below the other."""
+    columns = ["galaxy_id", "system_id", "tier", "split", "logit"]
+    return pd.concat([table.loc[table["label"] == 1, columns] for table in tables], ignore_index=True)
