@@ -110,10 +110,6 @@ def make_macros(summary, formats=None):
     formats : dict of str -> str, optional
         Float format by dotted path, last word of the path, or first word and a dot (``"config."``).
 
-    Returns
-    -------
-    str
-
     Raises
     ------
     UserError
@@ -311,6 +307,8 @@ def promote(profile):
             if not source.is_file() or hash_file(source) != entry["sha256"]:
                 where = f"{manifest['stage']}/{filename}"
                 raise UserError(f"{where} is not the file its manifest describes; run that stage again")
+            if copies.get(target, source) != source:
+                raise UserError(f"{manifest['stage']} and an earlier stage both make {filename}; rename one")
             copies[target] = source
             if target.startswith("figures/"):
                 _index_figure(figures, source, manifest, entry)

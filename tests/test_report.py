@@ -1,5 +1,6 @@
 """Numbers become macros, tables and a paper; nothing that no stage made gets through."""
 
+import ast
 import json
 import re
 import shutil
@@ -8,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lensaudit import report, summary
+from lensaudit import graph, report, summary
 from lensaudit.artifacts import Stage, UserError
 from lensaudit.audit.completeness import CELL_COLUMNS
 from lensaudit.config import load_config
@@ -139,6 +140,34 @@ def test_every_table_of_the_paper_is_made(stage, root):
     assert set(re.findall(r"\\ref\{([^}]+)\}", text)) <= labels
     for _, _, where in summary.OBJECTIONS:
         assert where in labels or (root / where).is_file(), f"objection answered in {where}, which does not exist"
+
+
+def saved_figures(root):
+    """Figure names that the notebooks of the paper save, with the notebook."""
+    saved = []
+    for path in sorted((root / "notebooks").glob("0[1-9]_*.ipynb")):
+        for call in ast.walk(ast.parse(graph.read_code(path))):
+            if isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "save_figure":
+                saved.append((ast.literal_eval(call.args[1]), path.stem))
+    return saved
+
+
+def test_every_figure_of_the_paper_is_saved_once(root):
+    names = [name for name, _ in saved_figures(root)]
+    assert sorted(names) == sorted(set(names)), "two chapters save a figure under the same name"
+    used = report.find_figures((root / "paper" / "paper.tex").read_text(encoding="utf-8"))
+    assert set(used) <= set(names), f"paper.tex includes {sorted(set(used) - set(names))}"
+
+
+def test_readme_names_every_figure_and_its_function(root):
+    text = (root / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| `figures\.(\w+)\.(\w+)` \|$", text, re.M)
+    named = sorted((name, notebook) for name, notebook, _, _ in rows if notebook[:2] != "10")
+    assert named == sorted(saved_figures(root))
+    for _, notebook, module, function in rows:
+        source = (root / "lensaudit" / "figures" / f"{module}.py").read_text(encoding="utf-8")
+        assert f"def {function}(" in source
+        assert f"{function}(" in graph.read_code(root / "notebooks" / f"{notebook}.ipynb")
 
 
 def test_numbers_are_those_of_the_stages(stage):
