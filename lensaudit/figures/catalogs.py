@@ -61,6 +61,7 @@ def plot_separations(separations, accept_radius, simulated=True):
             axis.hist(values, edges, histtype="step", color=colour, lw=1.1, label=f"tier {name} ({len(values):,})")
     axis.axvline(accept_radius, color=COLOURS["black"], ls="--", lw=0.8, label=f"accepted: {accept_radius:g} arcsec")
     axis.set(xscale="log", yscale="log", xlabel=label("separation"), ylabel="entries per bin", ylim=(0.7, None))
+    axis.set_ylim(top=15 * axis.get_ylim()[1])  # room for the legend
     axis.legend(loc="upper left")
     return mark_simulated(figure, simulated)
 
