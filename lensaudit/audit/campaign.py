@@ -14,7 +14,8 @@ import pandas as pd
 from lensaudit.artifacts import UserError, hash_object, read_table, write_table
 from lensaudit.audit.detectability import correct_bias, fit_bias, measure_arcs
 from lensaudit.constants import RENDER_SIZE
-from lensaudit.injection.inject import inject
+from lensaudit.injection.hosts import swap_hosts
+from lensaudit.injection.inject import inject, measure_injections
 from lensaudit.shards import map_shards
 
 # Host columns every injection carries as covariates; seeing and depth are the survey's own columns (SPEC 8.1).
@@ -158,7 +159,7 @@ def _run_block(start, stop, table, hosts, boxes, rows, detector, config, bias, v
         except UserError:
             path.unlink()
     images, _ = inject(block, own, boxes[index], config, config.seed, **variants)
-    measured = measure_arcs(images)
+    measured = measure_arcs(images, block["theta_E"])
     if bias is not None:
         measured = correct_bias(measured, bias)
     conditions = {name: own[name].to_numpy() for name in HOST_COLUMNS if name in own and name not in block}
@@ -174,7 +175,7 @@ def measure_rows(rows, store, bias=None, block=512):
     Parameters
     ----------
     rows : pandas.DataFrame
-        With cutout_path.
+        With cutout_path; theta_E where known.
     store : lensaudit.pixels.store.Store
     bias : pandas.DataFrame, optional
         From `measure_bias`.
@@ -188,13 +189,36 @@ def measure_rows(rows, store, bias=None, block=512):
     """
     rows = rows.reset_index(drop=True)
     paths = list(rows["cutout_path"])
-    parts = [measure_arcs(store.read_box(paths[i : i + block], RENDER_SIZE)) for i in range(0, len(paths), block)]
+    theta_E = rows["theta_E"].to_numpy() if "theta_E" in rows else np.full(len(rows), np.nan)
+    parts = [measure_arcs(store.read_box(paths[i : i + block], RENDER_SIZE), theta_E[i : i + block])
+             for i in range(0, len(paths), block)]  # fmt: skip
     if not parts:
         raise UserError("no stamps to measure; the table of rows is empty")
     measured = pd.concat(parts, ignore_index=True)
     if bias is not None:
         measured = correct_bias(measured, bias)
     return pd.concat([rows, measured.drop(columns=[c for c in measured if c in rows])], axis=1)
+
+
+def move_hosts(table, hosts, config, population):
+    """Put the same arcs into other hosts of like seeing and depth, and measure them there.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Injection table.
+    hosts : pandas.DataFrame
+    config : lensaudit.config.Config
+    population : str
+        ``"deployment"`` or ``"random"``.
+
+    Returns
+    -------
+    pandas.DataFrame
+    """
+    moved = swap_hosts(table, hosts, config.seed, population)
+    drop = [c for c in moved if c in ("mu", "arc_snr_true") or c.startswith("mag_lensed_")]
+    return measure_injections(moved.drop(columns=drop), hosts, config, config.seed)
 
 
 def make_control(table, kind):

@@ -6,6 +6,8 @@ through the same functions with wrong injections in place of the right ones. Eve
 conditional row (8.7 as written) and the twins row, because conditioning on the measured arc_snr can hide a wrong
 brightness; a control counts as caught when either row does not close, and the row that caught it is named.
 
+Departure: to 8.7's covariates the models add arc_energy (see `recovery.COVARIATES`); support is judged on 8.7's alone.
+
 Left for later: more than one sky, population closure on blank bricks.
 """
 
@@ -16,6 +18,7 @@ from lensaudit import rng as streams
 from lensaudit import stats
 from lensaudit.artifacts import UserError
 from lensaudit.audit.recovery import (
+    SUPPORT,
     SUPPORT_BANDWIDTH,
     KernelModel,
     choose_model,
@@ -60,6 +63,21 @@ def join_lenses(measurements, truth=None, tier="A", split="test"):
     return lenses.reset_index(drop=True)
 
 
+def list_parameters(lenses, truth):
+    """Return the true parameters of held-out lenses as an ordinary table for `injection.priors.make_twins`.
+
+    Parameters
+    ----------
+    lenses : pandas.DataFrame
+        From `join_lenses`: galaxy_id and the survey columns twins are matched on.
+    truth : pandas.DataFrame
+        Truth table of the simulated sky.
+    """
+    truth = truth.drop_duplicates("galaxy_id")
+    kept = [c for c in lenses if c == "galaxy_id" or c not in truth]
+    return lenses[kept].merge(truth, on="galaxy_id", validate="one_to_one").reset_index(drop=True)
+
+
 def find_supported(lenses, injections, config):
     """Return which lenses have a local effective size of injections of at least `closure.min_local_n_eff`.
 
@@ -69,10 +87,11 @@ def find_supported(lenses, injections, config):
     -------
     supported : ndarray of bool, shape (n_lenses,)
     n_eff : ndarray of shape (n_lenses,)
-        Host-clustered Kish size of a Gaussian kernel half a (robust) standard deviation wide in every covariate.
+        Host-clustered Kish size of a Gaussian kernel half a (robust) standard deviation wide in 8.7's covariates.
     """
     good = has_covariates(lenses)
-    kernel = KernelModel(injections, np.zeros(len(injections)), SUPPORT_BANDWIDTH, fit_scaler(injections))
+    scaler = fit_scaler(injections, SUPPORT)
+    kernel = KernelModel(injections, np.zeros(len(injections)), SUPPORT_BANDWIDTH, scaler)
     n_eff = np.where(good, kernel.local_n_eff(lenses), 0.0)
     share = min(1.0, len(injections) / config.closure.n_injections)
     return n_eff >= config.closure.min_local_n_eff * share, n_eff
@@ -126,7 +145,7 @@ def close_twins(lenses, twins, threshold, config, name):
     lenses : pandas.DataFrame
         The supported lenses of the main row.
     twins : pandas.DataFrame
-        Scored twins with twin_of (galaxy_id of the lens) and host_index.
+        Scored twins with lens_id (galaxy_id of the lens) and host_index.
     threshold : float
     config : lensaudit.config.Config
     name : str
@@ -137,13 +156,13 @@ def close_twins(lenses, twins, threshold, config, name):
         As `compare_recall`, with n_twins and n_unsupported (lenses without a twin). The binomial term is corrected for
         the finite number of twins per lens.
     """
-    own = twins[twins["twin_of"].isin(lenses["galaxy_id"])]
-    counts = own.groupby("twin_of").size()
+    own = twins[twins["lens_id"].isin(lenses["galaxy_id"])]
+    counts = own.groupby("lens_id").size()
     use = lenses[lenses["galaxy_id"].isin(counts.index[counts >= 2])].reset_index(drop=True)
-    own = own[own["twin_of"].isin(use["galaxy_id"])]
+    own = own[own["lens_id"].isin(use["galaxy_id"])]
     if use.empty:
         return make_empty_row() | {"n_unsupported": len(lenses), "n_twins": 0}
-    lens = pd.Series(np.arange(len(use)), use["galaxy_id"]).loc[own["twin_of"]].to_numpy()
+    lens = pd.Series(np.arange(len(use)), use["galaxy_id"]).loc[own["lens_id"]].to_numpy()
     flag = (own["logit"].to_numpy() > threshold).astype(float)
     size = np.bincount(lens, minlength=len(use))
     p = np.bincount(lens, weights=flag, minlength=len(use)) / size
@@ -189,7 +208,7 @@ def close_grid(lenses, grid, threshold, config, name, choice_bandwidth=SUPPORT_B
     if own.empty or lenses.empty:
         return make_empty_row() | {"n_eff": 0.0, "max_weight": np.nan, "guard_ok": False, "n_unsupported": 0}
     flag = (own["logit"] > threshold).to_numpy()
-    model = KernelModel(own, flag, choice_bandwidth, fit_scaler(own), base / base.mean())
+    model = KernelModel(own, flag, choice_bandwidth, fit_scaler(own, SUPPORT), base / base.mean())
     supported = model.local_n_eff(lenses) >= config.closure.min_local_n_eff
     use = lenses[supported].reset_index(drop=True)
     if use.empty:

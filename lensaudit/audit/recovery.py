@@ -17,7 +17,10 @@ from lensaudit import rng as streams
 from lensaudit import stats
 from lensaudit.artifacts import UserError
 
-COVARIATES = ("theta_E", "psfsize_r", "depth_r", "arc_snr", "arc_g_r", "mag_host")
+# The six of SPEC 8.7, and arc_energy: the summed flux of an arc below its host's noise hardly orders arcs by
+# brightness (rank correlation 0.2 with the true S/N on drawn arcs, 0.6 for arc_energy), and lenses are found by it.
+SUPPORT = ("theta_E", "psfsize_r", "depth_r", "arc_snr", "arc_g_r", "mag_host")
+COVARIATES = (*SUPPORT, "arc_energy")
 SUPPORT_BANDWIDTH = 0.5  # of the robust scatter of each covariate; defines the local effective size
 CANDIDATES = (("kernel", 0.3), ("kernel", 0.45), ("kernel", 0.7), ("spline", 0.3), ("spline", 3.0), ("spline", 30.0))
 N_FOLDS = 5
@@ -47,8 +50,8 @@ def _take_covariates(table, names):
     if missing:
         raise UserError(f"covariate(s) {', '.join(missing)} missing from the table; measure them before closure")
     values = np.stack([table[name].to_numpy(dtype=float) for name in names], axis=1)
-    if "arc_snr" in names:
-        column = names.index("arc_snr")
+    for name in {"arc_snr", "arc_energy"} & set(names):
+        column = names.index(name)
         values[:, column] = np.arcsinh(values[:, column] / 2.0)  # linear in the noise, logarithmic above
     if "arc_g_r" in names:
         column = names.index("arc_g_r")
