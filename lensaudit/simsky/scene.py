@@ -139,13 +139,14 @@ def draw_samples(size, image, x0, y0, step):
     step : float
         Pixels between samples.
     """
-    ny, nx = image.shape
-    rows, _ = shift_phases(size, np.zeros(ny), y0 + step * np.arange(ny))
-    _, columns = shift_phases(size, x0 + step * np.arange(nx), np.zeros(nx))
     used = np.flatnonzero(image.any(axis=1))
     if len(used) == 0:
         return np.zeros((size, size // 2 + 1), np.complex64)
-    return rows[:, used] @ (image[used].astype(np.complex64) @ columns)
+    origin = (size - STAMP) // 2
+    ky, kx = frequencies(size)
+    rows = np.exp(-1j * ky * (y0 + origin + step * used).astype(np.float32)[None, :])
+    columns = np.exp(-1j * (x0 + origin + step * np.arange(image.shape[1])).astype(np.float32)[:, None] * kx)
+    return rows @ (image[used].astype(np.complex64) @ columns)
 
 
 def convolve(scene, psf_transforms):
