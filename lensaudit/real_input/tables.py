@@ -32,7 +32,7 @@ def find_data_root(config):
         raise UserError("no folder of real data; give it with make real REAL_DATA=folder or LENSAUDIT_DATA")
     root = Path(config.data_root)
     if not root.is_dir():
-        raise UserError(f"{root.name}: no such folder of real data; give it with make real REAL_DATA=folder")
+        raise UserError(f"{root}: no such folder of real data; give it with make real REAL_DATA=folder")
     return root
 
 
@@ -76,7 +76,7 @@ def check_files(config):
     files = list_files()
     files["state"] = [_compare(root / f, s) for f, s in zip(files["file"], files["sha256"], strict=True)]
     if (files["state"] == "missing").all():
-        raise UserError(f"{root.name}: holds none of the described files; give the folder of PROVENANCE.md")
+        raise UserError(f"{root}: holds none of the described files; give the folder of PROVENANCE.md")
     return files
 
 
