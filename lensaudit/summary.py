@@ -228,6 +228,7 @@ def join_interval(rows, value, lower, upper, digits=3):
 
 def _table_parity(stage):
     table = stage.read_table("02_sampling", "parity.parquet")
+    table = table[~table["cut"].str.startswith("maskbit ")]
     names = table["cut"].str.replace("_", " ")
     table = table.assign(cut=np.where(table["is_detail"], "-- of these " + names, names))
     columns = {"cut": "cut", "n_removed_in_order": "in order", "n_removed_alone": "alone", "n_left": "left"}
