@@ -40,6 +40,7 @@ def command_survey(profile, data_root=""):
 def command_run(notebook, profile, device="auto", data_root=""):
     """Execute one notebook of the audit and keep the executed copy beside its outputs."""
     import papermill
+    from jupyter_client.manager import KernelManager
     from papermill.exceptions import PapermillExecutionError
 
     source = find_root() / "notebooks" / f"{notebook}.ipynb"
@@ -50,6 +51,7 @@ def command_run(notebook, profile, device="auto", data_root=""):
     folder = folder_of(profile) / notebook
     folder.mkdir(parents=True, exist_ok=True)
     parameters = {"profile": profile, "device": device, "data_root": data_root}
+    KernelManager.transport.default_value = "ipc"  # no TCP port is opened, and no warning about one printed
     started = _announce(notebook, profile)
     failed = folder / "failed.ipynb"
     running = folder / ".running.ipynb"
