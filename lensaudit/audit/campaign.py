@@ -23,6 +23,8 @@ HOST_COLUMNS = (
     "psfsize_r", "psfsize_g", "psfsize_z", "depth_r", "psfdepth_g", "psfdepth_r", "psfdepth_z", "mag_r", "type",
     "nobs_z", "footprint_weight", "healpix_128",
 )  # fmt: skip
+PILOT_IDS = 100_000_000  # injection ids of the pilot start here, apart from the closure set's
+CONTROLS = ("random_hosts", "faint", "red", "gain_150", "gaussian_psf", "psfsize_20")
 ENGINE_FILES = ("injection/*.py", "lensing/*.py", "photometry.py", "constants.py", "rng.py", "audit/detectability.py")
 
 
@@ -150,7 +152,7 @@ def _run_block(start, stop, table, hosts, boxes, rows, detector, config, bias, v
     content = hashlib.sha256(common.encode())
     content.update(pd.util.hash_pandas_object(block, index=False).to_numpy().tobytes())
     content.update(pd.util.hash_pandas_object(own, index=False).to_numpy().tobytes())
-    path = folder / f"{label}-{start:07d}-{content.hexdigest()[:16]}.parquet"
+    path = folder / f"{label.replace(' ', '_')}-{start:07d}-{content.hexdigest()[:16]}.parquet"
     if path.is_file():
         try:
             done = read_table(path)
@@ -262,3 +264,61 @@ def restore_conditions(table, hosts):
     """Put the hosts' published conditions back on injections rendered with spoiled ones."""
     own = hosts.set_index("host_index").loc[table["host_index"].to_numpy()]
     return table.assign(**{name: own[name].to_numpy() for name in HOST_COLUMNS if name in own})
+
+
+def run_controls(table, twins, hosts, boxes, detector, config, folder, bias=None):
+    """Run the negative controls of closure, each on a part of the closure set and of the twins.
+
+    Parameters
+    ----------
+    table, twins : pandas.DataFrame
+        Injection tables as drawn, before scoring.
+    hosts, boxes, detector, config, folder, bias
+        As in `run_injections`.
+
+    Returns
+    -------
+    dict of name -> (closure part, twins part)
+        random_hosts: other test galaxies of like seeing and depth; faint: every arc 1 mag too faint; red: source
+        g-r = 1.15; gain_150: arc noise at 150 e-/nMgy; gaussian_psf: Gaussian of FWHM psfsize; psfsize_20: psfsize
+        20 % too large for the engine, the covariate as published.
+    """
+    per_lens = max(2, config.closure.n_twins // 4)
+    parts = (table.head(config.closure.n_control), twins.groupby("lens_id", sort=False).head(per_lens))
+    variants = {"gain_150": {"gain_override": 150.0}, "gaussian_psf": {"psf_mode": "gaussian_psfsize"}}
+    out = {}
+    for kind in CONTROLS:
+        own = spoil_psfsize(hosts) if kind == "psfsize_20" else hosts
+        scored = []
+        for name, part in zip(("set", "twins"), parts, strict=True):
+            part = part.reset_index(drop=True)
+            if kind == "random_hosts":
+                part = move_hosts(part, hosts, config, "random")
+            elif kind in ("faint", "red"):
+                part = make_control(part, kind)
+            done = run_injections(part, own, boxes, detector, config, folder, f"control {kind} {name}", bias,
+                                  **variants.get(kind, {}))  # fmt: skip
+            scored.append(restore_conditions(done, hosts))
+        out[kind] = tuple(scored)
+    return out
+
+
+def stack_controls(controls):
+    """Return all controls as one table, with columns control and part."""
+    return pd.concat([
+        frame.assign(control=kind, part=part)
+        for kind, frames in controls.items() for part, frame in zip(("set", "twins"), frames, strict=True)
+    ], ignore_index=True)  # fmt: skip
+
+
+def extract_features(table, hosts, boxes, detector, config, block=512):
+    """Return the network's penultimate features of injections, ndarray of shape (N, D)."""
+    index = pd.Series(np.arange(len(hosts)), hosts["host_index"]).loc[table["host_index"]].to_numpy()
+    parts = []
+    for start in range(0, len(table), block):
+        rows = index[start : start + block]
+        own = hosts.iloc[rows].reset_index(drop=True)
+        part = table.iloc[start : start + block].reset_index(drop=True)
+        images, _ = inject(part, own, boxes[rows], config, config.seed)
+        parts.append(detector.penultimate(images))
+    return np.concatenate(parts)

@@ -21,6 +21,14 @@ CELL_COLUMNS = (
 )  # fmt: skip
 
 
+def take_thresholds(entries, names=("fpr_1e-2", "fpr_1e-3")):
+    """Return name -> threshold on the logit from thresholds.json, None where too few negatives could set it."""
+    missing = [name for name in names if name not in entries]
+    if missing:
+        raise UserError(f"thresholds.json has no {', '.join(missing)}; it has {', '.join(entries)}")
+    return {name: entries[name]["threshold"] for name in names}
+
+
 def make_edges(centres):
     """Return the bin edges of regular centres: half a step outside the first and last.
 

@@ -204,13 +204,14 @@ def _measure_block(boxes, theta_E):
     spread = np.sqrt(np.maximum((weight * (radius - mean[:, None, None]) ** 2).sum(axis=(1, 2)) / total, 0.0))
     inside = odd[:, :, arc]
     absolute = np.maximum(2 * np.abs(chi[:, 1])[:, arc].sum(axis=1), 1e-30)
-    energy = np.sqrt(np.maximum((inside.sum(axis=1) ** 2).sum(axis=1) / (4 * len(BANDS)) - 0.5 * n_arc, 0.0))
+    excess = (inside.sum(axis=1) ** 2).sum(axis=1) / (4 * len(BANDS)) - 0.5 * LANCZOS_RMS**2 * n_arc
+    energy = np.sign(excess) * np.sqrt(np.abs(excess))
     norm = np.maximum(np.sqrt((inside**2).sum(axis=2)), 1e-30)
     products = [(inside[:, a] * inside[:, b]).sum(axis=1) for a, b in BAND_PAIRS]
     pairs = [product / (norm[:, a] * norm[:, b]) for product, (a, b) in zip(products, BAND_PAIRS, strict=True)]
     coherence = np.mean(pairs, axis=0)
     stability = _measure_stability(chi)
-    strength = np.maximum(snr.sum(axis=1) / np.sqrt(len(BANDS)), 0.0) + energy
+    strength = np.maximum(snr.sum(axis=1) / np.sqrt(len(BANDS)), 0.0) + np.maximum(energy, 0.0)
     detectability = strength * np.maximum(coherence, 0.0) * stability
     out = {
         "arc_snr": snr[:, 1], "arc_snr_g": snr[:, 0], "arc_snr_z": snr[:, 2], "arc_snr_ring": _sum_ring(chi, theta_E),
@@ -281,8 +282,8 @@ def measure_arcs(images, theta_E=None, block=256):
           keeps its colour, in the pixels that stand 3 sigma above the noise of its smoothed three-band sum; NaN when
           fewer than 5 do; arc_area [px] is their number;
         - asymmetry: |R - R_180| over 2 |R| of the r band residual R; ridge [sigma / px^2]: RMS curvature of ridges;
-        - arc_energy: sqrt(sum chi^2 - n) of the antisymmetric part, all bands; coherence: mean correlation between the
-          bands in it; stability: 1 / (1 + scatter of the outer quadrants' medians);
+        - arc_energy: signed sqrt of sum chi^2 - n in the antisymmetric part, all bands; coherence: mean correlation of
+          the bands there; stability: 1 / (1 + scatter of the outer quadrants' medians);
         - detectability: (arc_snr of three bands + arc_energy) x coherence x stability, gate D's number;
         - sigma_pix_{g,r,z} [nMgy]: white-equivalent; rho10, skew of the background in r;
         - mag_host [AB]: r magnitude of the host model within 16 px, which the arc hardly touches, so that host
@@ -346,34 +347,32 @@ def correct_bias(measurements, bias):
     return measurements.assign(arc_snr_raw=measurements["arc_snr"], **columns)
 
 
-def fit_gate(detectability, weights, fprs, min_exceedances=10):
-    """Threshold gate D on negatives at several false-positive rates, as the model is thresholded.
+def fit_gate(detectability, fpr, weights=None, min_exceedances=10):
+    """Threshold gate D on negatives at a false-positive rate, as the model is thresholded.
 
     Parameters
     ----------
     detectability : array_like, length N
         Of the N1 validation negatives that set the model's thresholds.
-    weights : array_like, length N
-        Their weights in the parent population (`thresholds.parent_weights`).
-    fprs : dict of name -> float
-        Operating points.
+    fpr : float
+    weights : array_like, length N, optional
+        In the parent population (`thresholds.parent_weights`).
     min_exceedances : int
-        With fewer expected exceedances the threshold is None.
+        With fewer expected exceedances the status says so.
 
     Returns
     -------
-    dict of name -> dict
-        fpr, threshold, n_negatives, n_exceedances, status ("reported" or "cannot be computed").
+    dict
+        fpr, threshold, n_negatives, n_exceedances, status ("reported" or "too few negatives").
     """
-    values, weights = np.asarray(detectability, dtype=float), np.asarray(weights, dtype=float)
+    values = np.asarray(detectability, dtype=float)
+    weights = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=float)
     use = np.isfinite(values) & (weights > 0)
     if not use.any():
         raise UserError("gate D has no N1 negatives to be thresholded on; column detectability is empty")
-    values, weights, out = values[use], weights[use], {}
-    for name, fpr in fprs.items():
-        possible = len(values) * fpr * (1 + 1e-9) >= min_exceedances
-        threshold = float(weighted_quantile(values, 1.0 - fpr, weights)) if possible else None
-        out[name] = {"fpr": float(fpr), "threshold": threshold, "n_negatives": len(values),
-                     "n_exceedances": int((values > threshold).sum()) if possible else None,
-                     "status": "reported" if possible else "cannot be computed"}  # fmt: skip
-    return out
+    values, weights = values[use], weights[use]
+    threshold = float(weighted_quantile(values, 1.0 - fpr, weights))
+    enough = len(values) * fpr * (1 + 1e-9) >= min_exceedances
+    return {"fpr": float(fpr), "threshold": threshold, "n_negatives": len(values),
+            "n_exceedances": int((values > threshold).sum()),
+            "status": "reported" if enough else "too few negatives"}  # fmt: skip

@@ -74,10 +74,10 @@ def weigh_to_targets(injections, targets, columns=TARGET_COLUMNS):
     weights : ndarray of shape (N,)
         Sum 1.
     n_eff : float
-        Kish size by host.
+        Kish size by host; 0 when one side is empty.
     """
     if targets.empty or injections.empty:
-        raise UserError("realism needs lenses and injections that pass gate D; there are none on one side")
+        return np.full(len(injections), 1.0 / max(len(injections), 1)), 0.0
     values = targets[list(columns)].to_numpy(dtype=float)
     low, centre, high = np.nanpercentile(values, [16, 50, 84], axis=0)
     scaler = Scaler(tuple(columns), centre, np.maximum(0.5 * (high - low), 1e-3))
@@ -102,7 +102,7 @@ def check_distributions(targets, injections, weights, config, sample):
     Returns
     -------
     pandas.DataFrame
-        Columns `CHECK_COLUMNS`. Ratios and differences are injections over (minus) lenses, intervals 95 % from
+        Columns `CHECK_COLUMNS`; inconclusive with fewer than three on a side. Ratios and differences are injections over (minus) lenses, intervals 95 % from
         resampling lenses and hosts.
     """
     section, rows = config.realism, []
@@ -118,6 +118,10 @@ def check_distributions(targets, injections, weights, config, sample):
         statistics[f"noise ratio {band}"] = (
             f"noise_ratio_{band}", lambda a, wa, b, wb: _quantile(b, wb, 0.5) / _quantile(a, wa, 0.5),
             section.noise_ratio)  # fmt: skip
+    if len(targets) < 3 or len(injections) < 3:
+        rows = [(sample, name, np.nan, np.nan, np.nan, f"{limits[0]:g} to {limits[1]:g}", "inconclusive")
+                for name, (_, _, limits) in statistics.items()]  # fmt: skip
+        return pd.DataFrame(rows, columns=CHECK_COLUMNS)
     draws = _draw_weights(targets, injections, weights, config, sample)
     for name, (column, function, limits) in statistics.items():
         a, b = targets[column].to_numpy(dtype=float), injections[column].to_numpy(dtype=float)
