@@ -14,7 +14,7 @@ from lensaudit.stats import effective_n, jeffreys_interval, pair_correlation
 
 THETA_E_EDGES = (0.0, 0.75, 1.0, 1.25, 1.5, 2.0, np.inf)  # arcsec
 SEEING_EDGES = (0.0, 1.1, 1.4, np.inf)  # psfsize_r [arcsec], those of the evaluation's strata
-OUTCOMES = ("found", "found though invisible", "missed though visible", "invisible")
+OUTCOMES = ("found", "found, not seen by D", "missed, seen by D", "missed, not seen by D")
 AXES = (
     ("all", []), ("pool", ["pool"]), ("confuser proxy", ["confuser_proxy"]), ("confuser label", ["confuser_label"]),
     ("TYPE", ["type"]), ("seeing", ["seeing_bin"]), ("depth", ["depth_bin"]),
@@ -185,8 +185,8 @@ def pick_gallery(test, lenses, point_threshold, n=6):
     wrong = test[(test["label"] == 0) & (test["logit"] > point_threshold)].nlargest(n, "logit")
     category = wrong["confuser_category"].fillna("").astype(str)
     wrong = wrong.assign(row="false positives", note=np.where(category != "", category, wrong["type"]))
-    missed = lenses[lenses["outcome"] == OUTCOMES[2]].head(n).assign(row="missed though visible")
-    unseen = lenses[lenses["outcome"] == OUTCOMES[3]].nlargest(n, "detectability").assign(row="invisible")
+    missed = lenses[lenses["outcome"] == OUTCOMES[2]].head(n).assign(row="missed, seen by D")
+    unseen = lenses[lenses["outcome"] == OUTCOMES[3]].nlargest(n, "detectability").assign(row="missed, not seen by D")
     lens_rows = pd.concat([missed, unseen])
     lens_rows = lens_rows.assign(note=[f"arc S/N {s:.1f}" for s in lens_rows["arc_snr"]])
     columns = ["row", "galaxy_id", "cutout_path", "logit", "note"]

@@ -5,8 +5,8 @@ import numpy as np
 from lensaudit.figures.evaluation import POINT_LABELS
 from lensaudit.figures.style import COLOURS, label, mark_simulated, new_figure
 
-OUTCOME_COLOURS = {"found": COLOURS["blue"], "found though invisible": COLOURS["sky"],
-                   "missed though visible": COLOURS["vermilion"], "invisible": COLOURS["grey"]}  # fmt: skip
+OUTCOME_COLOURS = {"found": COLOURS["blue"], "found, not seen by D": COLOURS["sky"],
+                   "missed, seen by D": COLOURS["vermilion"], "missed, not seen by D": COLOURS["grey"]}  # fmt: skip
 COMPONENT_COLOURS = [COLOURS[c] for c in ("orange", "green", "vermilion", "purple", "sky", "yellow", "black", "grey")]
 
 

@@ -76,7 +76,7 @@ def test_outcomes():
     table["brickname"] = table.host_index // 10
     misses = failures.tabulate_misses(table, 0.0, 0.0)
     margin = misses[misses.seeing_bin == "all"].set_index(["theta_E_bin", "outcome"])
-    assert margin.share[("0.75-1", "invisible")] == 1 and margin.share[("1-1.25", "missed though visible")] == 1
+    assert margin.share[("0.75-1", "missed, not seen by D")] == 1 and margin.share[("1-1.25", "missed, seen by D")] == 1
     assert margin.share[(">= 2", "found")] == 1
     assert np.allclose(misses.groupby(["theta_E_bin", "seeing_bin"]).share.sum(), 1)
     with pytest.raises(UserError, match="host_index"):
