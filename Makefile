@@ -44,7 +44,7 @@ inputs_04_training := 03_cutouts
 inputs_05_evaluation := 00_survey 03_cutouts 04_training
 inputs_06_injection_realism := 00_survey 03_cutouts 04_training 05_evaluation
 inputs_07_completeness := 00_survey 03_cutouts 04_training 05_evaluation 06_injection_realism
-inputs_08_failure_modes := 03_cutouts 05_evaluation 06_injection_realism 07_completeness
+inputs_08_failure_modes := 01_crossmatch 03_cutouts 05_evaluation 06_injection_realism 07_completeness
 inputs_09_summary := 01_crossmatch 02_sampling 03_cutouts 04_training 05_evaluation 06_injection_realism 07_completeness 08_failure_modes
 inputs_10_real_input := 04_training@demo 05_evaluation@demo
 
