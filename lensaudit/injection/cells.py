@@ -10,8 +10,21 @@ from lensaudit.injection.population import load_prior, sigma_to_theta, source_de
 FIRST_ID = 1_000_000_000  # injection ids of the grid start apart from other sets, so that no two share noise
 
 
-def plan_grid(hosts, grid, seed, prior, max_per_host):
+def plan_grid(hosts, grid, seed, prior, max_per_host, missing=None, used=None, attempt=0):
     """Assign theta_E and a host to every injection of the grid.
+
+    Parameters
+    ----------
+    hosts, grid, seed, prior
+        See `priors.draw_grid`.
+    max_per_host : int
+    missing : dict of int to int, optional
+        Injections wanted per cell, when some of a first plan came to nothing; the grid's number in every cell by
+        default.
+    used : dict of int to ndarray, optional
+        Rows of the host table that a cell may not use any more.
+    attempt : int
+        Number of the plan; sets its ids and stream apart.
 
     Returns
     -------
@@ -30,13 +43,17 @@ def plan_grid(hosts, grid, seed, prior, max_per_host):
             continue
         for i_theta in range(len(grid.theta_E)):
             cell = (i_theta * len(grid.seeing) + i_seeing) * len(grid.depth) + i_depth
-            ids = FIRST_ID + cell * 100_000 + np.arange(grid.n_per_cell)
-            stream = rng.make_stream(seed, "injection/plan", cell)
-            strata = (np.arange(grid.n_per_cell) + stream.random(grid.n_per_cell)) / grid.n_per_cell
+            n = grid.n_per_cell if missing is None else missing.get(cell, 0)
+            free = rows if used is None else np.setdiff1d(rows, used.get(cell, []))
+            if n == 0 or not len(free):
+                continue
+            ids = FIRST_ID + cell * 100_000 + attempt * 10_000 + np.arange(n)
+            stream = rng.make_stream(seed, f"injection/plan/{attempt}", cell)
+            strata = (np.arange(n) + stream.random(n)) / n
             theta = step[i_theta] + (step[i_theta + 1] - step[i_theta]) * stream.permutation(strata)
-            chosen, untied = _choose_hosts(hosts.iloc[rows], grid.theta_E[i_theta], grid.n_per_cell, max_per_host,
-                                           stream, prior, tied)  # fmt: skip
-            parts.append(pd.DataFrame({"injection_id": ids, "cell": cell, "theta_E": theta, "row": rows[chosen],
+            chosen, untied = _choose_hosts(hosts.iloc[free], grid.theta_E[i_theta], n, max_per_host, stream, prior,
+                                           tied)  # fmt: skip
+            parts.append(pd.DataFrame({"injection_id": ids, "cell": cell, "theta_E": theta, "row": free[chosen],
                                        "untied": untied}))  # fmt: skip
     if not parts:
         return pd.DataFrame({"injection_id": np.zeros(0, int), "cell": 0, "theta_E": 0.0, "row": 0, "untied": False})

@@ -30,7 +30,7 @@ from lensaudit.lensing.render import LENS
 from lensaudit.shards import map_shards
 
 TRIES = 32  # proposals per round
-MAX_ROUNDS = 60  # an id without an accepted proposal after these is left out, and counted by its absence
+MAX_ROUNDS = 25  # an id without an accepted proposal after these is left out, and counted by its absence
 N_UNIFORMS = 21
 SLACK = 1.6  # the S/N predicted without rendering may be this much too low before a proposal is thrown away
 TWIN_IDS = 2_000_000_000  # ids of the sets start apart (grid: `cells.FIRST_ID`), so that no two share noise
@@ -73,8 +73,7 @@ def draw_closure(hosts, n, seed, prior="collett", population="deflector", config
     if population == "deflector":
         return table
     swapped = swap_hosts(table, hosts, seed, population)
-    drop = [c for c in swapped if c.startswith(("mu", "mag_lensed_", "arc_snr_true"))]
-    return measure_injections(swapped.drop(columns=drop), hosts, config, seed)[list(COLUMNS)]
+    return measure_injections(swapped, hosts, config, seed)[list(COLUMNS)]
 
 
 def draw_grid(hosts, grid, seed, prior="collett", config=None, workers=1):
@@ -106,8 +105,20 @@ def draw_grid(hosts, grid, seed, prior="collett", config=None, workers=1):
     prior's, multiply imaged and within the cuts of the fiducial prior.
     """
     prior, config = load_prior(prior), config or Config()
-    plan = plan_grid(hosts, grid, seed, prior, config.injection.max_per_host)
-    return _draw_sharded(plan["injection_id"].to_numpy(), plan, hosts, seed, "injection/grid", prior, config, workers)
+    limit, tables, used, missing = config.injection.max_per_host, [], {}, None
+    for attempt in range(3):
+        plan = plan_grid(hosts, grid, seed, prior, limit, missing, used, attempt)
+        if not len(plan):
+            break
+        ids = plan["injection_id"].to_numpy()
+        tables.append(_draw_sharded(ids, plan, hosts, seed, "injection/grid", prior, config, workers))
+        for cell, rows in plan.groupby("cell")["row"]:
+            used[cell] = np.union1d(used.get(cell, []), rows)
+        lost = plan.loc[~plan["injection_id"].isin(tables[-1]["injection_id"]), "cell"]
+        missing = lost.value_counts().to_dict()
+    if not tables:
+        return pd.DataFrame({c: [] for c in COLUMNS})
+    return pd.concat(tables, ignore_index=True).sort_values("injection_id").reset_index(drop=True)
 
 
 def _draw_sharded(ids, plan, hosts, seed, name, prior, config, workers):
@@ -122,7 +133,7 @@ def _draw_sharded(ids, plan, hosts, seed, name, prior, config, workers):
     return pd.concat(parts, ignore_index=True).sort_values("injection_id").reset_index(drop=True)[list(COLUMNS)]
 
 
-def _draw_block(shard, hosts, seed, name, prior, config, chunk=2048):
+def _draw_block(shard, hosts, seed, name, prior, config, chunk=8192):
     ids, plan = shard
     tied = prior["deflector"]["kind"] == "vdf"
     matcher = HostMatcher(hosts) if plan is None and tied else None
@@ -329,6 +340,5 @@ def make_twins(parameters, hosts, n, seed, config=None):
     table["q"], table["source_q"] = table["q"].clip(0.1, 1.0), table["source_q"].clip(0.1, 1.0)
     table["source_R"], table["source_n"] = table["source_R"].clip(0.01, 5.0), table["source_n"].clip(0.4, 6.0)
     count, _, _ = predict_snr(table, own["psfsize_r"].to_numpy(), np.ones(len(table)))
-    drop = [c for c in ("mu", "arc_snr_true", "mag_lensed_g", "mag_lensed_r", "mag_lensed_z") if c in table]
-    table = measure_injections(table.drop(columns=drop).assign(multiplicity=count), hosts, config, seed)
+    table = measure_injections(table.assign(multiplicity=count), hosts, config, seed)
     return table[list(COLUMNS)].assign(lens_id=lens_id)

@@ -1,0 +1,85 @@
+"""Populations against closed forms and the numbers of FACTS 4."""
+
+import numpy as np
+import pytest
+from astropy.cosmology import FlatLambdaCDM
+from scipy.integrate import quad
+
+from lensaudit.injection import population as pop
+from lensaudit.injection.cells import _share
+
+PRIOR = pop.load_prior("collett")
+
+
+def test_priors_are_named_and_hashed():
+    hashes = {pop.load_prior(name)["hash"] for name in ("collett", "flat", "brief", "published_2026")}
+    assert len(hashes) == 4
+    published = pop.load_prior("published_2026")["source"]
+    assert (published["mag_r"], published["g_r"], published["r_z"]) == ([23.0, 26.0], [1.15, 0.30], [0.85, 0.20])
+    assert (published["index"], published["radius"], published["position"]) == ([0.5, 2.0], [0.15, 0.5], [0.1, 0.4])
+    assert published["clumpy_fraction"] == 0.0
+
+
+def test_distances_are_astropys():
+    cosmology = FlatLambdaCDM(70, 0.3)
+    z = np.array([0.1, 0.5, 2.0])
+    assert np.allclose(pop.distance_modulus(z, PRIOR), cosmology.distmod(z).value, atol=1e-3)
+    assert np.allclose(pop.volume_element(z, PRIOR), cosmology.differential_comoving_volume(z).value, rtol=1e-3)
+
+
+def test_einstein_radius_of_the_facts():
+    """0.69 / 1.08 / 1.56 arcsec for 200 / 250 / 300 km/s at D_ls/D_s = 0.6."""
+    z_lens = 0.5
+    chi = pop.comoving_distance(z_lens, PRIOR) / 0.4
+    z = np.linspace(0.6, 6, 20001)
+    z_source = z[np.argmin(np.abs(pop.comoving_distance(z, PRIOR) - chi))]
+    assert np.allclose(pop.sigma_to_theta([200, 250, 300], z_lens, z_source, PRIOR), [0.69, 1.08, 1.56], atol=0.01)
+    assert pop.theta_to_sigma(3.0, z_lens, z_source, PRIOR) == pytest.approx(416, abs=2)
+    assert pop.sigma_to_theta(250.0, 0.8, 0.5, PRIOR) == 0.0
+
+
+def test_velocity_dispersion_function_integrates_to_phi_star():
+    total = quad(lambda s: float(pop.velocity_dispersion_function(s, PRIOR)), 1.0, 1000.0)[0]
+    assert total == pytest.approx(8e-3 * 0.7**3, rel=1e-3)
+
+
+def test_magnitude_and_sigma_are_inverse():
+    sigma = np.array([150.0, 220.0, 300.0])
+    assert np.allclose(pop.magnitude_to_sigma(pop.sigma_to_magnitude(sigma, 0.4), 0.4), sigma)
+    assert pop.magnitude_to_sigma(-22.5, 0.0) == pytest.approx(208, abs=1)
+
+
+def test_parents_are_in_bounds_and_weighted_by_area():
+    u = np.random.default_rng(0).random((20000, 4))
+    drawn = pop.draw_parents(u, PRIOR)
+    low, high = PRIOR["deflector"]["theta_E"]
+    assert ((drawn["theta_E"] > 0.8 * low) & (drawn["theta_E"] < 1.1 * high)).all()
+    assert (drawn["z_source"] > drawn["z_lens"]).all() and np.isfinite(drawn["log_q"]).all()
+    # The density returned is that of the draws: its inverse integrates the box of a region.
+    inside = (np.abs(drawn["sigma_v"] - 240) < 10) & (np.abs(drawn["z_lens"] - 0.5) < 0.05) & (
+        np.abs(drawn["z_source"] - 2.0) < 0.2)  # fmt: skip
+    volume = np.exp(-drawn["log_q"][inside]).sum() / len(u)
+    assert volume == pytest.approx(20 * 0.1 * 0.4, rel=0.35)
+
+
+def test_sources_look_as_the_facts_say():
+    """Sizes R = 10^(-(M_V+18)/4) ((1+z)/1.6)^-1.2 kpc with 0.35 dex; blue; steeply more faint ones."""
+    u = np.random.default_rng(1).random((20000, 9))
+    source = pop.draw_sources(u, np.full(20000, 1.85), PRIOR)
+    colour = source["mag_source_g"] - source["mag_source_r"]
+    assert np.median(colour) == pytest.approx(-0.01, abs=0.08)
+    assert np.median(source["mag_source_r"]) > 26
+    bright = np.abs(source["mag_source_r"] - 24.2) < 0.4
+    assert np.median(source["source_R"][bright]) == pytest.approx(0.28, rel=0.5)
+    assert ((source["source_q"] >= 0.2) & (source["source_q"] <= 1)).all()
+    low = pop.draw_sources(u, np.full(20000, 0.5), PRIOR)
+    assert np.median(low["mag_source_g"] - low["mag_source_r"]) > 0.25  # the break lies between g and r
+
+
+def test_shares_sum_and_keep_the_limit():
+    rng = np.random.default_rng(2)
+    for n, limit in ((50, 4), (200, 4), (10, 1)):
+        weight = rng.random(80) ** 3
+        counts = _share(weight, n, limit, rng.random())
+        assert counts.sum() == n and counts.max() <= limit
+    assert _share(np.array([1.0, 0.0, 1.0]), 10, 4, 0.3).tolist() == [5, 0, 5]  # hosts do not allow the limit
