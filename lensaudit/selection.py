@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lensaudit.artifacts import UserError, hash_file, hash_object, read_json, read_table, write_atomic, write_json
-from lensaudit.artifacts import write_table as write_parquet
+from lensaudit.artifacts import UserError, hash_file, hash_object, read_json, read_table, write_atomic
 from lensaudit.audit.completeness import AXES, make_edges
 
 FORMAT = "lensaudit selection function 1"
@@ -28,47 +27,47 @@ UNITS = {
 }  # fmt: skip
 
 
-def write_selection(folder, cells, grid, thresholds, realism, hashes, simulated=True):
-    """Write a selection function.
+def write_selection(stage, cells, grid, thresholds, realism, hashes, simulated=True, default=None):
+    """Write a selection function into the folder ``selection`` of a stage.
 
     Parameters
     ----------
-    folder : path
+    stage : lensaudit.artifacts.Stage
     cells : pandas.DataFrame
         From `completeness.count_cells`.
     grid : dict of axis -> centres
     thresholds : dict of name -> float
-        On the logit; the first is the default of `query`.
+        On the logit.
     realism : dict
         From `realism.summarise_realism`; a NO-GO blocks loading.
     hashes : dict
         detector, injections, prior, proposal: what the map is of.
     simulated : bool
         Whether it was measured on the simulated sky.
+    default : str, optional
+        Operating point of `query` when none is named; the first otherwise.
 
     Returns
     -------
-    list of str
-        Names of the files written.
+    dict
+        What ``selection.json`` says.
     """
-    folder = Path(folder)
-    points = {name: value for name, value in thresholds.items() if value is not None}
-    cells = cells[cells["threshold_name"].isin(points)].reset_index(drop=True)
-    write_parquet(folder / "cells.parquet", cells, UNITS)
+    cells = cells[cells["threshold_name"].isin(thresholds)].reset_index(drop=True)
+    stage.write_table("selection/cells.parquet", cells, {k: v for k, v in UNITS.items() if k in cells})
     plain = cells[["threshold_name", *AXES, "n", "k", "n_eff", "sufficient", "reason"]].assign(
         C_lo=cells["lower_68"], C=cells["completeness"], C_hi=cells["upper_68"]
     )
-    with write_atomic(folder / "cells.csv") as temporary:
+    with write_atomic(stage.output("selection/cells.csv")) as temporary:
         plain.to_csv(temporary, index=False, float_format="%.6g")
     description = {
         "format": FORMAT, "axes": {axis: list(map(float, grid[axis])) for axis in AXES}, "units": UNITS,
-        "edges": "half a step outside the centres", "thresholds": points, "default": next(iter(points), ""),
+        "edges": "half a step outside the centres", "thresholds": dict(thresholds),
+        "default": default or next(iter(thresholds), ""),
         "interval": "68 and 95 %, Jeffreys posterior with n_eff trials; C_lo and C_hi are the 68 % bounds",
         "realism": realism, "validated": realism["outcome"] != "NO-GO", "simulated": bool(simulated),
-        "hashes": hashes | {"cells": hash_file(folder / "cells.parquet")},
+        "hashes": hashes | {"cells": hash_file(stage.output("selection/cells.parquet"))},
     }  # fmt: skip
-    write_json(folder / "selection.json", description | {"version": hash_object(description)[:12]})
-    return ["cells.parquet", "cells.csv", "selection.json"]
+    return stage.write_json("selection/selection.json", description | {"version": hash_object(description)[:12]})
 
 
 class SelectionFunction:

@@ -1,4 +1,4 @@
-"""Completeness in cells of theta_E x seeing x depth, its marginals, C(theta_E, z_l), and the table of two gates.
+"""Completeness in cells of theta_E x seeing x depth, its marginals, and C(theta_E, z_l).
 
 Seeing is psfsize_r as published, depth the 5-sigma point-source depth from psfdepth_r. Cell edges lie half a step
 outside the centres; hosts outside them are counted and left out, never moved into an edge cell. Nothing is smoothed or
@@ -10,7 +10,7 @@ import pandas as pd
 
 from lensaudit import rng as streams
 from lensaudit import stats
-from lensaudit.artifacts import UserError
+from lensaudit.artifacts import UserError, hash_object
 
 AXES = ("theta_E", "seeing", "depth")
 COLUMN_OF = {"theta_E": "theta_E", "seeing": "psfsize_r", "depth": "depth_r"}
@@ -312,49 +312,16 @@ def tabulate_bins(table, columns, thresholds, level=0.95):
     return pd.DataFrame(rows)
 
 
-def tabulate_gates(table, gate_threshold, threshold, by=None, population=""):
-    """Cross the detectability gate D with the model M (SPEC 8.6).
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        With detectability and logit, and the columns of `by`.
-    gate_threshold, threshold : float
-        On detectability and on the logit, at the same false-positive rate on the same negatives.
-    by : dict of column -> edges, optional
-        One column; without it one row over all.
-    population : str
-        Copied to the table.
-
-    Returns
-    -------
-    pandas.DataFrame
-        n, n_detectable, n_both, n_model_only, n_gate_only, n_neither; p_d = P(D), p_m_d = P(M|D), p_m_nd = P(M|not D)
-        with 95 % Jeffreys bounds; recall = p_m_d p_d + p_m_nd (1 - p_d); missed_invisible and missed_visible, the
-        shares of the misses that gate D does not and does see.
-    """
-    if by is None:
-        return pd.DataFrame([_cross(table, gate_threshold, threshold) | {"population": population, "axis": "all",
-                                                                         "lower_edge": np.nan, "upper_edge": np.nan}])
-    rows = []
-    for column, edges in by.items():
-        for low, high in zip(edges[:-1], edges[1:], strict=True):
-            own = table[(table[column] >= low) & (table[column] < high)]
-            where = {"population": population, "axis": column, "lower_edge": low, "upper_edge": high}
-            rows.append(_cross(own, gate_threshold, threshold) | where)
-    return pd.DataFrame(rows)
+def average_axes(cells, table, grid, thresholds, config):
+    """Return axis -> `average_cells` along that axis, footprint-weighted and flat."""
+    return {
+        axis: pd.concat([average_cells(cells, (axis,), table, grid, thresholds, config, weighting)
+                         for weighting in ("footprint", "flat")], ignore_index=True)
+        for axis in AXES
+    }  # fmt: skip
 
 
-def _cross(table, gate_threshold, threshold):
-    d = table["detectability"].to_numpy() > gate_threshold
-    m = table["logit"].to_numpy() > threshold
-    n, n_d, both, model = len(table), int(d.sum()), int((d & m).sum()), int((m & ~d).sum())
-    missed = n - both - model
-    out = {"n": n, "n_detectable": n_d, "n_both": both, "n_model_only": model, "n_gate_only": n_d - both,
-           "n_neither": n - n_d - model}  # fmt: skip
-    parts = (("p_d", n_d, n), ("p_m_d", both, n_d), ("p_m_nd", model, n - n_d), ("recall", both + model, n),
-             ("missed_invisible", n - n_d - model, missed), ("missed_visible", n_d - both, missed))  # fmt: skip
-    for name, k, total in parts:
-        lower, upper = stats.jeffreys_interval(k, total)
-        out |= {name: k / total if total else np.nan, f"{name}_lower": lower, f"{name}_upper": upper}
-    return out
+def hash_injections(table):
+    """Return a hash of the injections' ids and logits, independent of row order."""
+    own = table[["injection_id", "logit"]].sort_values("injection_id")
+    return hash_object([own["injection_id"].tolist(), own["logit"].round(6).tolist()])

@@ -102,8 +102,8 @@ def check_distributions(targets, injections, weights, config, sample):
     Returns
     -------
     pandas.DataFrame
-        Columns `CHECK_COLUMNS`; inconclusive with fewer than three on a side. Ratios and differences are injections over (minus) lenses, intervals 95 % from
-        resampling lenses and hosts.
+        Columns `CHECK_COLUMNS`; inconclusive with fewer than three on a side. Ratios and differences are injections
+        over (minus) lenses, intervals 95 % from resampling lenses and hosts.
     """
     section, rows = config.realism, []
     statistics = {
@@ -339,42 +339,3 @@ def panel_row():
     """Return the row of the blinded panel, which only people can grade."""
     row = ("panel", "blinded panel of 50", np.nan, np.nan, np.nan, "graded by people", "not graded")
     return pd.DataFrame([row], columns=CHECK_COLUMNS)
-
-
-def validate_estimators(table, snr_true, edges=(1, 2, 5, 10, 20, 50, 100, 200)):
-    """Compare blind arc_snr with the ideal observer's S/N where truth is known.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        With arc_snr.
-    snr_true : array_like of shape (N,)
-        arc_snr_true of injections, or snr_true of the simulated sky's truth table.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Per bin of true S/N: n, median_true, median, lower, upper (16-84 %) of arc_snr, ratio of the medians.
-    """
-    frame = pd.DataFrame({"true": np.asarray(snr_true, dtype=float), "blind": table["arc_snr"].to_numpy(dtype=float)})
-    frame["bin"] = pd.cut(frame["true"], edges)
-    grouped = frame.dropna().groupby("bin", observed=True)
-    out = grouped["blind"].quantile([0.16, 0.5, 0.84]).unstack().set_axis(["lower", "median", "upper"], axis=1)
-    out = out.assign(n=grouped.size(), median_true=grouped["true"].median())
-    return out.reset_index(drop=True).assign(ratio=lambda t: t["median"] / t["median_true"])
-
-
-def summarise_snr(table, population, weights=None, edges=(0.0, 18.0, 19.0, 20.0, 99.0)):
-    """Return mean, median and the fractions of arc_snr below 2, below 5 and above 20, overall and by host magnitude."""
-    weights, rows = np.ones(len(table)) if weights is None else np.asarray(weights, dtype=float), []
-    mag, snr = table["mag_host"].to_numpy(dtype=float), table["arc_snr"].to_numpy(dtype=float)
-    for low, high in [(-np.inf, np.inf), *zip(edges[:-1], edges[1:], strict=True)]:
-        use = (mag >= low) & (mag < high) & (weights > 0)
-        if not use.any():
-            continue
-        share = weights[use] / weights[use].sum()
-        rows.append({"population": population, "mag_low": low, "mag_high": high, "n": int(use.sum()),
-                     "mean": share @ snr[use], "median": _quantile(snr[use], share, 0.5),
-                     "below_2": share @ (snr[use] < 2), "below_5": share @ (snr[use] < 5),
-                     "above_20": share @ (snr[use] > 20)})  # fmt: skip
-    return pd.DataFrame(rows)

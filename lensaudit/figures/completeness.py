@@ -125,7 +125,7 @@ def plot_gates(gates, simulated=True):
     Parameters
     ----------
     gates : pandas.DataFrame
-        From `completeness.tabulate_gates`, rows of several axes and the populations "lenses" and "injections".
+        From `two_gates.compare_gates`, rows of several axes and the populations "lenses" and "injections".
     simulated : bool
     """
     axes_names = [name for name in ("theta_E", "psfsize_r", "depth_r") if name in set(gates["axis"])]

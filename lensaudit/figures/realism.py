@@ -124,21 +124,26 @@ def _read_limits(text):
     return -high if high >= 1 else 0.0, high
 
 
-def plot_estimators(validations, simulated=True):
-    """Show blind arc_snr against the ideal observer's S/N where truth is known.
+def plot_estimators(validation, simulated=True):
+    """Show the blind signal-to-noise estimators against the ideal observer's where truth is known.
 
     Parameters
     ----------
-    validations : dict of population -> pandas.DataFrame
-        From `realism.validate_estimators`.
+    validation : pandas.DataFrame
+        From `realism.validate_populations`.
     simulated : bool
     """
-    fig, axis = new_figure("column", 2.6)
-    for (name, table), colour in zip(validations.items(), ("blue", "vermilion", "green"), strict=False):
-        errors = np.clip([table["median"] - table["lower"], table["upper"] - table["median"]], 0, None)
-        axis.errorbar(table["median_true"], table["median"], errors, fmt="o-", color=COLOURS[colour], ms=3, label=name)
-    limits = np.array(axis.get_xlim())
-    axis.plot(limits, limits, color="0.6", lw=0.8, label="equal")
-    axis.set(xlabel=label("arc_snr_true"), ylabel=label("arc_snr"), xscale="symlog", yscale="symlog")
-    axis.legend()
+    fig, axes = new_figure("text", 2.6, 1, 2, sharey=True)
+    for axis, name in zip(axes, ("arc_snr", "arc_energy"), strict=True):
+        part = validation[validation["estimator"] == name]
+        for (population, own), colour in zip(part.groupby("population"), ("blue", "vermilion"), strict=False):
+            errors = np.clip([own["median"] - own["lower"], own["upper"] - own["median"]], 0, None)
+            axis.errorbar(own["median_true"], own["median"], errors, fmt="o-", color=COLOURS[colour], ms=3,
+                          label=population)  # fmt: skip
+        limits = np.array([2.0, 150.0])
+        axis.plot(limits, limits, color="0.6", lw=0.8, label="equal")
+        axis.set(xlabel=label("arc_snr_true"), xscale="log", yscale="symlog")
+        axis.set_title({"arc_snr": "flux over error, 4-16 px", "arc_energy": "antisymmetric energy"}[name], pad=3)
+    axes[0].set_ylabel("blind S/N")
+    axes[0].legend()
     return mark_simulated(fig, simulated)
