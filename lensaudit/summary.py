@@ -23,7 +23,7 @@ POINT_NAMES = {
 }  # fmt: skip
 FORMATS = {
     "matched_fraction": "pct", "confuser_share": "pct", "refused_fraction": "pct", "fprs": "sci", "achieved": "sci",
-    "prevalence": "sci", "purity": ".2f", "n_eff": ".1f", "config.": "g",
+    "prevalence": "sci", "purity": ".2f", "n_eff": ".1f", "theta_small": ".2f", "theta_large": ".2f", "config.": "g",
 }  # fmt: skip
 
 
@@ -147,14 +147,16 @@ def _collect_completeness(stage):
     cells = stage.read_table("07_completeness", "cells.parquet")
     own = cells[cells["threshold_name"] == HEADLINE]
     good = own[own["sufficient"]]
-    columns = good.groupby(["seeing", "depth"]).size()
-    weight = good["footprint_weight"].to_numpy(dtype=float)
-    return {
-        "n_cells": len(own), "n_sufficient": len(good), "n_columns": len(own.groupby(["seeing", "depth"])),
-        "n_sufficient_columns": len(columns),
-        "mean": float(np.average(good["completeness"], weights=weight)) if weight.sum() > 0 else None,
-        "mean_lower": None, "mean_upper": None,
-    }  # fmt: skip
+    out = {"n_cells": len(own), "n_sufficient": len(good), "n_columns": len(own.groupby(["seeing", "depth"])),
+           "n_sufficient_columns": len(good.groupby(["seeing", "depth"]))}  # fmt: skip
+    table = stage.read_table("07_completeness", "marginals.parquet")
+    chosen = table[(table["threshold_name"] == HEADLINE) & (table["weighting"] == "footprint")]
+    for name, radius in (("small", 1.0), ("large", 2.0)):
+        rows = chosen[np.isclose(chosen["theta_E"], radius)]
+        row = rows.iloc[0] if len(rows) else {}
+        out[f"theta_{name}"] = radius
+        out |= {f"{name}{bound}": row.get(bound.strip("_") or "completeness") for bound in ("", "_lower", "_upper")}
+    return out
 
 
 def _collect_gates(stage):

@@ -97,6 +97,10 @@ def write_audit(stages, closure):
     cells = cells.assign(threshold_name="fpr_1e-2", seeing=[0.9, 0.9, 1.05, 1.05], completeness=[0.1, 0.3, 0.2, np.nan],
                          footprint_weight=[1.0, 1.0, 2.0, 0.0], sufficient=[True, True, True, False])  # fmt: skip
     stage.write_table("cells.parquet", cells)
+    marginals = pd.DataFrame({"threshold_name": "fpr_1e-2", "weighting": ["footprint", "footprint", "flat"],
+                              "theta_E": [1.0, 1.25, 1.0], "completeness": [0.2, 0.3, 0.1], "lower": 0.1,
+                              "upper": 0.4})  # fmt: skip
+    stage.write_table("marginals.parquet", marginals)
     numbers = {f"{n}{b}": 0.5 for n in ("p_d", "p_m_d", "p_m_nd", "recall") for b in ("", "_lower", "_upper")}
     gates = [{"population": p, "axis": "all", "n": 210, "missed_invisible": 0.6, "missed_visible": 0.4} | numbers
              for p in ("lenses", "injections")]  # fmt: skip
@@ -173,7 +177,7 @@ def test_readme_names_every_figure_and_its_function(root):
 def test_numbers_are_those_of_the_stages(stage):
     numbers = summary.collect_summary(stage)
     assert numbers["crossmatch"]["n_systems"] == 2 and numbers["crossmatch"]["tier_s"] == 1
-    assert numbers["completeness"]["mean"] == pytest.approx((0.1 + 0.3 + 2 * 0.2) / 4)
+    assert numbers["completeness"]["small"] == 0.2 and numbers["completeness"]["large"] is None
     assert numbers["training"] == {"epochs": 2, "best_epoch": 2, "best_auc": 0.94}
     assert numbers["realism"] == {"n_go": 1, "n_no_go": 0, "n_inconclusive": 0, "n_not_graded": 1, "n_checks": 2,
                                   "verdict": "GO"}  # fmt: skip
