@@ -40,6 +40,26 @@ def to_light_kwargs(flux, x, y, R, n, q, phi):
             "e2": e2, "center_x": x, "center_y": y}  # fmt: skip
 
 
+def source_kwargs(row, seed):
+    """Return lenstronomy's keyword arguments of a row's disc and of its clumps, each group of unit flux.
+
+    Parameters
+    ----------
+    row : pandas.DataFrame
+        One row of an injection table.
+    seed : int
+        Of the injections: it places the clumps.
+    """
+    shape = [row[c].to_numpy(dtype=np.float64) for c in ("source_R", "source_q", "source_phi")]
+    u = rng.draw_uniforms(seed, "injection/clumps", row["injection_id"].to_numpy(), 4 * MAX_CLUMPS)
+    clumps = {k: v[0] for k, v in place_clumps(u, *shape, row["n_clumps"].to_numpy(), MAX_CLUMPS).items()}
+    x, y, n = (row[c].iloc[0] for c in ("source_x", "source_y", "source_n"))
+    disc = to_light_kwargs(1.0, x, y, shape[0][0], n, shape[1][0], shape[2][0])
+    present = np.flatnonzero(clumps["share"])
+    return [disc], [to_light_kwargs(clumps["share"][k], x + clumps["dx"][k], y + clumps["dy"][k], clumps["R"][k],
+                                    CLUMP_INDEX, 1.0, 0.0) for k in present]  # fmt: skip
+
+
 def render_with_lenstronomy(row, host, seed, supersampling=5, size=RENDER_SIZE, psf_mode="moffat"):
     """Render the noiseless arcs of one injection.
 
@@ -64,26 +84,19 @@ def render_with_lenstronomy(row, host, seed, supersampling=5, size=RENDER_SIZE, 
     """
     row = row.reset_index(drop=True)
     own, values = host_rows(row, host), row.iloc[0]
-    shape = [row[c].to_numpy(dtype=np.float64) for c in ("source_R", "source_q", "source_phi")]
-    u = rng.draw_uniforms(seed, "injection/clumps", row["injection_id"].to_numpy(), 4 * MAX_CLUMPS)
-    clumps = place_clumps(u, *shape, row["n_clumps"].to_numpy(), MAX_CLUMPS)
     (disc,), (knots,) = band_fluxes(row, own)
-    x, y = values["source_x"], values["source_y"]
-    unit = to_light_kwargs(1.0, x, y, shape[0][0], values["source_n"], shape[1][0], shape[2][0])
-    present = np.flatnonzero(clumps["share"][0])
-    knot_kwargs = [to_light_kwargs(clumps["share"][0, k], x + clumps["dx"][0, k], y + clumps["dy"][0, k],
-                                   clumps["R"][0, k], CLUMP_INDEX, 1.0, 0.0) for k in present]  # fmt: skip
+    smooth, knotted = source_kwargs(row, seed)
     s, length = supersampling, size * supersampling
     grid = (np.arange(length) - (length - 1) / 2) * PIXEL_SCALE / s
     xx, yy = (a.ravel() for a in np.meshgrid(grid, grid))
     beta_x, beta_y = LensModel(["SIE", "SHEAR"]).ray_shooting(xx, yy, to_lens_kwargs(values))
     area = (PIXEL_SCALE / s) ** 2
     # A new LightModel per object: lenstronomy's interpolated profiles keep the first image they are given.
-    discs = area * LightModel(["SERSIC_ELLIPSE"]).surface_brightness(beta_x, beta_y, [unit]).reshape(length, length)
+    discs = area * LightModel(["SERSIC_ELLIPSE"]).surface_brightness(beta_x, beta_y, smooth).reshape(length, length)
     lumps = np.zeros_like(discs)
-    if len(present):
-        model = LightModel(["SERSIC_ELLIPSE"] * len(present))
-        lumps = area * model.surface_brightness(beta_x, beta_y, knot_kwargs).reshape(length, length)
+    if knotted:
+        model = LightModel(["SERSIC_ELLIPSE"] * len(knotted))
+        lumps = area * model.surface_brightness(beta_x, beta_y, knotted).reshape(length, length)
     alpha, beta = moffat_radii(row, own, BANDS, psf_mode)
     offset = (np.arange(2 * length - 1) - (length - 1)) / s
     radius2 = offset[:, None] ** 2 + offset[None, :] ** 2
