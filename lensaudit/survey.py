@@ -1,8 +1,4 @@
-"""Stage 00: the survey that all else reads, simulated or real, in one layout of files.
-
-Left for later: brick coadds and the cutout service as pixel sources of a data root (`pixels.bricks`, `pixels.viewer`
-are opened here when they stand).
-"""
+"""Stage 00: the survey that all else reads, simulated or real, in one layout of files."""
 
 import contextlib
 import hashlib
@@ -49,7 +45,9 @@ def fetch_lenscat(timeout=120):
                   file=sys.stderr)  # fmt: skip
             return None
         if hash_file(wheel) != facts["wheel_sha256"]:
-            raise UserError(f"{wheel.name}: its sha256 is not that of data_manifests/lenscat.toml; do not use this package")
+            raise UserError(
+                f"{wheel.name}: its sha256 is not that of data_manifests/lenscat.toml; do not use this package"
+            )
         content = zipfile.ZipFile(wheel).read(facts["member"])
     if len(content) != facts["member_bytes"] or hashlib.sha256(content).hexdigest() != facts["member_sha256"]:
         raise UserError(f"{facts['member']}: size or sha256 differ from data_manifests/lenscat.toml")
@@ -118,7 +116,10 @@ def simulate_positions(seed, n=11000):
     """Draw clustered positions for a sky without the community catalogue; same columns as `read_positions`."""
     rng = make_stream(seed, "survey/positions")
     fields = max(1, n // 9)
-    ra, dec = rng.uniform(0, 360, fields), np.degrees(np.arcsin(rng.uniform(np.sin(np.radians(-17)), np.sin(np.radians(31)), fields)))
+    ra, dec = (
+        rng.uniform(0, 360, fields),
+        np.degrees(np.arcsin(rng.uniform(np.sin(np.radians(-17)), np.sin(np.radians(31)), fields))),
+    )
     home = rng.integers(0, fields, n)
     dec = np.clip(dec[home] + rng.normal(0, 0.3, n), -17.9, 31.9)
     return pd.DataFrame({"ra": (ra[home] + rng.normal(0, 0.3, n)) % 360.0, "dec": dec})
@@ -149,7 +150,7 @@ def make_survey(config):
     elif config.survey.source == "data_root":
         _index_data_root(config, stage)
     else:
-        raise UserError(f"[survey] source = {config.survey.source!r} unknown; use \"simsky\" or \"data_root\"")
+        raise UserError(f'[survey] source = {config.survey.source!r} unknown; use "simsky" or "data_root"')
     stage.close()
     return stage
 
@@ -158,10 +159,16 @@ def _index_data_root(config, stage):
     # Link real files into the layout of the simulated sky; weights are 1 and photo-z absent unless given.
     root = Path(config.data_root)
     if not config.data_root or not root.is_dir():
-        raise UserError("no data root: give data_root or set LENSAUDIT_DATA to the folder that holds sweep/ and catalogs/")
-    sweeps = sorted(p for p in root.rglob("*") if p.suffix in (".fits", ".parquet") and p.name.startswith(("sweep", "tractor")))
+        raise UserError(
+            "no data root: give data_root or set LENSAUDIT_DATA to the folder that holds sweep/ and catalogs/"
+        )
+    sweeps = sorted(
+        p for p in root.rglob("*") if p.suffix in (".fits", ".parquet") and p.name.startswith(("sweep", "tractor"))
+    )
     if not sweeps:
-        raise UserError(f"no sweep-*.fits, tractor-*.fits or .parquet under the data root {root.name}; put the sweeps there")
+        raise UserError(
+            f"no sweep-*.fits, tractor-*.fits or .parquet under the data root {root.name}; put the sweeps there"
+        )
     lists = sorted(root.rglob("*.csv"))
     catalogues = [p for p in lists if "catalog" in p.name]
     if not catalogues:
@@ -170,8 +177,15 @@ def _index_data_root(config, stage):
         for path in files:
             with write_atomic(stage.output(f"{folder}/{path.name}")) as temporary:
                 shutil.copyfile(path, temporary)
-    stage.write_json("source.json", {"positions": "data_root", "simulated": False, "n_sweeps": len(sweeps),
-                                     "catalogues": [p.name for p in catalogues]})
+    stage.write_json(
+        "source.json",
+        {
+            "positions": "data_root",
+            "simulated": False,
+            "n_sweeps": len(sweeps),
+            "catalogues": [p.name for p in catalogues],
+        },
+    )
 
 
 def open_pixels(config, stage):
@@ -194,11 +208,23 @@ def open_pixels(config, stage):
         for name in ("truth/lenses.parquet", "truth/conditions.parquet", "stars.parquet"):
             stage.input("00_survey", name)
         return SkyPixels(folder, config.seed)
-    raise UserError(f"[survey] pixels = {config.survey.pixels!r}: open it with lensaudit.pixels, giving folder or URL")
+    if config.survey.pixels == "bricks":
+        from lensaudit.pixels.bricks import BrickSource
+
+        if not config.data_root or not Path(config.data_root).is_dir():
+            raise UserError(
+                "no data root: give data_root or set LENSAUDIT_DATA to the folder that holds the coadd bricks"
+            )
+        return BrickSource(config.data_root)
+    if config.survey.pixels == "viewer":
+        from lensaudit.pixels.viewer import make_viewer_source
+
+        return make_viewer_source(config, find_root() / "data" / "cutouts" / config.survey.layer)
+    raise UserError(f'[survey] pixels = {config.survey.pixels!r} unknown; use "simsky", "bricks" or "viewer"')
 
 
 def read_truth(stage, name):
-    """Read a truth table (lenses, galaxies, conditions) of the simulated sky for those audit functions that take one."""
+    """Read a truth table (lenses, galaxies, conditions) of the simulated sky, for audit functions that take one."""
     if name not in ("lenses", "galaxies", "conditions"):
         raise UserError(f"no truth table {name!r}; there are lenses, galaxies, conditions")
     return read_table(stage.input("00_survey", f"truth/{name}.parquet"))

@@ -1,4 +1,4 @@
-"""The bricks of the simulated sky: 0.25-degree boxes on the densest known lens positions, and empty ones beside them."""
+"""The bricks of the simulated sky: 0.25-degree boxes on the densest lens positions, and empty ones beside them."""
 
 import numpy as np
 import pandas as pd
@@ -35,19 +35,29 @@ def _count_columns(row):
 
 
 def describe_bricks(brickids):
-    """Return the box and name of bricks: brickid, brickname, ra1, ra2, dec1, dec2, sweep (name of the 10 x 5 degree box)."""
+    """Return the box and name of bricks: brickid, brickname and ra1, ra2, dec1, dec2 in degrees."""
     ids = np.asarray(brickids, dtype=np.int64)
     row, column = ids // 1440, ids % 1440
     width = 360.0 / _count_columns(row)
-    table = pd.DataFrame({"brickid": ids, "ra1": column * width, "ra2": (column + 1) * width,
-                          "dec1": row * SIDE - 90.0, "dec2": (row + 1) * SIDE - 90.0})
+    table = pd.DataFrame(
+        {
+            "brickid": ids,
+            "ra1": column * width,
+            "ra2": (column + 1) * width,
+            "dec1": row * SIDE - 90.0,
+            "dec2": (row + 1) * SIDE - 90.0,
+        }
+    )
     ra, dec = (table["ra1"] + table["ra2"]) / 2, (table["dec1"] + table["dec2"]) / 2
-    table["brickname"] = [f"{int(a * 10):04d}{'p' if d >= 0 else 'm'}{int(abs(d) * 10):03d}" for a, d in zip(ra, dec, strict=True)]
+    table["brickname"] = [
+        f"{int(a * 10):04d}{'p' if d >= 0 else 'm'}{int(abs(d) * 10):03d}" for a, d in zip(ra, dec, strict=True)
+    ]
     return table
 
 
 def name_sweeps(ra, dec):
     """Return the names of the survey's sweep files that hold positions (boxes of 10 x 5 degrees)."""
+
     def corner(r, d):
         return f"{int(r):03d}{'p' if d >= 0 else 'm'}{int(abs(d)):03d}"
 

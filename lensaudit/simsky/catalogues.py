@@ -7,7 +7,11 @@ from lensaudit.rng import hash_order, make_stream
 
 REFERENCES = {"imaging": "Simulated imaging search", "citizen": "Simulated citizen science search",
               "spectroscopic": "Simulated spectroscopic search"}  # fmt: skip
-OFFSET_FRACTION, FAR_FRACTION, REPEAT_FRACTION = 0.012, 0.006, 0.08  # entries misplaced by 3-9 arcsec, lost, listed twice
+OFFSET_FRACTION, FAR_FRACTION, REPEAT_FRACTION = (
+    0.012,
+    0.006,
+    0.08,
+)  # entries misplaced by 3-9 arcsec, lost, listed twice
 
 
 def grade_lenses(seed, found, sky):
@@ -58,14 +62,29 @@ def list_lenscat(seed, galaxies, systems):
     dec = listed["dec"] + shift[1] / 3600.0
     redshift = [f"{z:.4f}" if u < 0.5 else "-" for z, u in zip(listed["z_true"], rng.random(len(listed)), strict=True)]
     citizen = listed["channel"].astype(str).str.startswith("citizen")
-    table = pd.DataFrame({"ra": ra % 360.0, "dec": dec, "zlens": redshift, "type": "galaxy",
-                          "grading": np.where(listed["tier"] == "A", "confident", "probable"),
-                          "ref": np.where(citizen, REFERENCES["citizen"], REFERENCES["imaging"])})
-    table.loc[len(rows):, "ref"] = REFERENCES["citizen"]
+    table = pd.DataFrame(
+        {
+            "ra": ra % 360.0,
+            "dec": dec,
+            "zlens": redshift,
+            "type": "galaxy",
+            "grading": np.where(listed["tier"] == "A", "confident", "probable"),
+            "ref": np.where(citizen, REFERENCES["citizen"], REFERENCES["imaging"]),
+        }
+    )
+    table.loc[len(rows) :, "ref"] = REFERENCES["citizen"]
     n_far = max(3, round(FAR_FRACTION * len(rows)))
     outside = systems[~systems["dec"].round(5).isin(rows["dec"].round(5))].iloc[-n_far:]
-    lost = pd.DataFrame({"ra": outside["ra"], "dec": outside["dec"], "zlens": "-", "type": "galaxy", "grading": "probable",
-                         "ref": REFERENCES["imaging"]})
+    lost = pd.DataFrame(
+        {
+            "ra": outside["ra"],
+            "dec": outside["dec"],
+            "zlens": "-",
+            "type": "galaxy",
+            "grading": "probable",
+            "ref": REFERENCES["imaging"],
+        }
+    )
     clusters = lost.iloc[: max(2, n_far // 3)].assign(type="cluster", ref="Simulated cluster compilation")
     table = pd.concat([table, lost, clusters], ignore_index=True)
     table.insert(0, "name", _name(table, "SIM"))
@@ -80,5 +99,11 @@ def list_spectroscopic(seed, galaxies, lenses):
     known = lenses[lenses["is_catalogued"] & ~lenses["channel"].str.contains("spectroscopic")]
     overlap = known[rng.random(len(known)) < 0.015]
     rows = pd.concat([found, overlap]).sort_values("galaxy_id")
-    return pd.DataFrame({"name": _name(rows, "SPEC"), "RA": (rows["ra"] % 360.0).round(6), "DEC": rows["dec"].round(6),
-                         "grade": np.where(rows["snr_true"] > 15, "A", "B")})
+    return pd.DataFrame(
+        {
+            "name": _name(rows, "SPEC"),
+            "RA": (rows["ra"] % 360.0).round(6),
+            "DEC": rows["dec"].round(6),
+            "grade": np.where(rows["snr_true"] > 15, "A", "B"),
+        }
+    )

@@ -37,6 +37,7 @@ def _radii2(size, e1=0.0, e2=0.0):
 @functools.lru_cache(maxsize=16)
 def wing_image(band, size):
     """Outer wings of a star of 1 nMgy, in nMgy per pixel, shape (size, size), and their total in a 144-px box."""
+
     def profile(n):
         r2 = _radii2(n)
         if band in WING_POWER:
@@ -193,8 +194,16 @@ def draw_quarters(seed, brickids, tail):
                     width = fwhm[band]
                 size, norm2, galaxy = measure_psf(make_psf(width, beta, e1, e2, band, MEASURE_SIZE))
                 chosen = choose_exposures(rng, norm2, depth[band], max(1, n + int(rng.integers(-1, 2)) * (n > 4)), band)
-                values = {"fwhm": width, "beta": beta, "psf_e1": e1, "psf_e2": e2, **chosen, "psfsize": size,
-                          "psfdepth": norm2 / chosen["sigma_pix"] ** 2, "galdepth": galaxy / chosen["sigma_pix"] ** 2}
+                values = {
+                    "fwhm": width,
+                    "beta": beta,
+                    "psf_e1": e1,
+                    "psf_e2": e2,
+                    **chosen,
+                    "psfsize": size,
+                    "psfdepth": norm2 / chosen["sigma_pix"] ** 2,
+                    "galdepth": galaxy / chosen["sigma_pix"] ** 2,
+                }
                 row |= {f"{key}_{band}": value for key, value in values.items()}
             rows.append(row)
     return pd.DataFrame(rows)

@@ -34,7 +34,9 @@ def _collect(results, total, label):
     for result in results:
         out.append(result)
         if len(out) % 256 == 0 or len(out) == total:
-            print(f"{label}: {len(out)}/{total}   ", end="\n" if len(out) == total else "\r", file=sys.stderr, flush=True)
+            print(
+                f"{label}: {len(out)}/{total}   ", end="\n" if len(out) == total else "\r", file=sys.stderr, flush=True
+            )
     return out
 
 
@@ -46,7 +48,7 @@ def list_conditions(quarters, ebv):
     return [row | {"mw_r": float(m)} for row, m in zip(rows, mw, strict=True)]
 
 
-def find_lenses(seed, spots, quarters, bricks, sky):
+def find_lenses(seed, spots, quarters, bricks, sky, run):
     """Send parents to all known positions at the same rate until enough lenses are catalogued.
 
     Parameters
@@ -56,6 +58,8 @@ def find_lenses(seed, spots, quarters, bricks, sky):
         Positions with brick and quarter.
     quarters, bricks : pandas.DataFrame
     sky : SkyConfig
+    run : callable
+        Of `open_map`.
 
     Returns
     -------
@@ -74,26 +78,29 @@ def find_lenses(seed, spots, quarters, bricks, sky):
     keys = _key_positions(spots)
     quarter_row = (spots["brick"] * 4 + spots["quarter"]).to_numpy()
     open_rows, hits, single = np.arange(len(spots)), {}, {}
-    with open_map(sky.workers) as run:
-        for number in range(MAX_ROUNDS):
-            tasks = [(seed, keys[i], conditions[quarter_row[i]], number) for i in open_rows]
-            results = run(lens_model.search_position, tasks, f"lenses, round {number + 1}")
-            for i, result in zip(open_rows, results, strict=True):
-                if result["found_spectroscopic"] and i not in single:
-                    single[i] = result["found_spectroscopic"]
-                if result["found"]:
-                    hits[i] = (number * lens_model.ROUND + result["tries"], result["found"])
-            open_rows = np.array([i for i in open_rows if i not in hits], dtype=int)
-            if len(hits) >= wanted:
-                break
+    for number in range(MAX_ROUNDS):
+        tasks = [(seed, keys[i], conditions[quarter_row[i]], number) for i in open_rows]
+        results = run(lens_model.search_position, tasks, f"lenses, round {number + 1}")
+        for i, result in zip(open_rows, results, strict=True):
+            if result["found_spectroscopic"] and i not in single:
+                single[i] = result["found_spectroscopic"]
+            if result["found"]:
+                hits[i] = (number * lens_model.ROUND + result["tries"], result["found"])
+        open_rows = np.array([i for i in open_rows if i not in hits], dtype=int)
+        if len(hits) >= wanted:
+            break
     if len(hits) < wanted:
         raise UserError(f"only {len(hits)} of {wanted} lenses were found; lower [sky] n_lenses or raise n_bricks")
     order = sorted(hits, key=lambda i: (hits[i][0], keys[i]))[:wanted]
     last = hits[order[-1]][0]
     tried = sum(min(hits[i][0], last) if i in hits else last for i in range(len(spots)))
     parents = tried * lens_model.measure_fraction(seed)
-    counts = {"n_positions": len(spots), "n_parents": round(parents), "accepted_fraction": wanted / parents,
-              "n_drawn_positions": int((spots["position_source"] == "drawn").sum())}
+    counts = {
+        "n_positions": len(spots),
+        "n_parents": round(parents),
+        "accepted_fraction": wanted / parents,
+        "n_drawn_positions": int((spots["position_source"] == "drawn").sum()),
+    }
     extra = sorted(set(single) - set(order), key=lambda i: keys[i])[: max(4, round(0.04 * sky.n_lenses))]
     place = ["ra", "dec", "brick", "position_source", *(c for c in ("ref", "zlens") if c in spots)]
     frames = []
@@ -112,10 +119,11 @@ def _key_positions(spots):
 def _as_galaxies(table):
     # A parent as an object of the sky: its light keeps its own axis ratio and angle.
     return table.rename(columns={"q": "mass_q"}).assign(
-        q=table["light_q"] if len(table) else [], R=table["light_R"] if len(table) else [], kind="lens", is_lens=True)
+        q=table["light_q"] if len(table) else [], R=table["light_R"] if len(table) else [], kind="lens", is_lens=True
+    )
 
 
-def find_undiscovered(seed, quarters, bricks, sky):
+def find_undiscovered(seed, quarters, bricks):
     """Draw the lenses nobody has found, at the physical rate, in all bricks.
 
     Returns
@@ -136,13 +144,25 @@ def find_undiscovered(seed, quarters, bricks, sky):
         mu, snr = lens_model.estimate_arcs(row, sky_here)
         if mu < least:
             continue
-        chance = [lens_model.discovery_probability(c, row["theta_E"], snr, sky_here["fwhm_r"]) for c in lens_model.CHANNELS]
+        chance = [
+            lens_model.discovery_probability(c, row["theta_E"], snr, sky_here["fwhm_r"]) for c in lens_model.CHANNELS
+        ]
         if not bricks["is_blank"].iloc[brick[k]] and (draws[k] < np.array(chance)).any():
             continue
         if (n_images := lens_model.count_images(row)) < 2:
             continue
-        kept.append(row | {"brick": int(brick[k]), "mu": mu, "snr_discovery": snr, "n_images": n_images, "channel": "",
-                           "discovery_probability": float(1 - np.prod(1 - np.array(chance)))})
+        kept.append(
+            row
+            | {
+                "brick": int(brick[k]),
+                "quarter": int(quarter[k]),
+                "mu": mu,
+                "snr_discovery": snr,
+                "n_images": n_images,
+                "channel": "",
+                "discovery_probability": float(1 - np.prod(1 - np.array(chance))),
+            }
+        )
     return _as_galaxies(pd.DataFrame(kept).assign(spot=-1, is_catalogued=False, position_source="field"))
 
 
@@ -168,25 +188,65 @@ def measure_arcs(task):
     return out | {"mu": float(flux[1] / unlensed), "snr_true": float(np.sqrt(np.sum(image**2)) / c["sigma_pix_r"])}
 
 
-def measure_lenses(seed, galaxies, quarters, quarter_row, sky):
+def measure_lenses(galaxies, quarters, quarter_row, run):
     """Return the truth table of all lenses of the sky, one row per lens, keyed by galaxy_id."""
     rows = np.flatnonzero(galaxies["is_lens"])
-    table = galaxies.iloc[rows].reset_index(drop=True).drop(columns="q").rename(columns={"mass_q": "q", "z_true": "z_lens"})
+    table = (
+        galaxies.iloc[rows].reset_index(drop=True).drop(columns="q").rename(columns={"mass_q": "q", "z_true": "z_lens"})
+    )
     conditions = quarters.iloc[quarter_row[rows]].to_dict("records")
-    tasks = [({name: r[name] for name in ("theta_E", "q", "phi", "gamma1", "gamma2", "slope", "source_x", "source_y", "source_R",
-                                          "source_q", "source_phi", "source_key", "mag_source_g", "mag_source_r", "mag_source_z")},
-              c, [r["mw_g"], r["mw_r"], r["mw_z"]]) for r, c in zip(table.to_dict("records"), conditions, strict=True)]
-    with open_map(sky.workers) as run:
-        measured = pd.DataFrame(run(measure_arcs, tasks, "lenses, noiseless light"))
+    tasks = [
+        (
+            {
+                name: r[name]
+                for name in (
+                    "theta_E",
+                    "q",
+                    "phi",
+                    "gamma1",
+                    "gamma2",
+                    "slope",
+                    "source_x",
+                    "source_y",
+                    "source_R",
+                    "source_q",
+                    "source_phi",
+                    "source_key",
+                    "mag_source_g",
+                    "mag_source_r",
+                    "mag_source_z",
+                )
+            },
+            c,
+            [r["mw_g"], r["mw_r"], r["mw_z"]],
+        )
+        for r, c in zip(table.to_dict("records"), conditions, strict=True)
+    ]
+    measured = pd.DataFrame(run(measure_arcs, tasks, "lenses, noiseless light"))
     table = pd.concat([table.drop(columns="mu"), measured], axis=1)
     for band in physics.BANDS:
         table[f"psf_fwhm_{band}"] = [c[f"fwhm_{band}"] for c in conditions]
     table["lens_name"] = [f"SIM{i:05d}" for i in range(len(table))]
     table["source_key"] = table["source_key"].astype("int64")
     table["n_images"] = table["n_images"].astype("int64")
-    names = ["galaxy_id", "lens_name", "ra", "dec", "theta_E", "q", "phi", "gamma1", "gamma2", "slope", "z_lens", "z_source",
-             "sigma_v", "source_x", "source_y", "source_R", "source_n", "source_q", "source_phi", "source_key",
-             "mag_source_g", "mag_source_r", "mag_source_z", "flux_lensed_g", "flux_lensed_r", "flux_lensed_z", "mu",
-             "snr_true", "snr_discovery", "n_images", "is_catalogued", "channel", "tier", "discovery_probability",
-             "position_source", "psf_fwhm_g", "psf_fwhm_r", "psf_fwhm_z"]  # fmt: skip
+    names = [
+        *(
+            "galaxy_id",
+            "lens_name",
+            "ra",
+            "dec",
+            "theta_E",
+            "q",
+            "phi",
+            "gamma1",
+            "gamma2",
+            "slope",
+            "z_lens",
+            "z_source",
+        ),
+        *("sigma_v", "source_x", "source_y", "source_R", "source_n", "source_q", "source_phi", "source_key"),
+        *(f"{name}_{band}" for name in ("mag_source", "flux_lensed", "psf_fwhm") for band in physics.BANDS),
+        *("mu", "snr_true", "snr_discovery", "n_images", "is_catalogued", "channel", "tier", "discovery_probability"),
+        "position_source",
+    ]
     return table[names]

@@ -61,14 +61,24 @@ def draw_sources(rng, n):
     scale = np.maximum(p["z0"][0] + p["z0"][1] * (mag - 22.0), 0.3)
     z = np.clip(scale * rng.gamma(3.0 / 1.5, 1.0, n) ** (1.0 / 1.5), 0.05, p["z_max"])
     mv = mag - physics.distance_modulus(z) + 2.5 * np.log10(1.0 + z)  # a flat spectrum in f_nu
-    size = -(mv + 18.0) / 4.0 - 1.2 * np.log10((1.0 + z) / 1.6) + p["size_shift"] + p["size_scatter"] * rng.normal(size=n)
+    size = (
+        -(mv + 18.0) / 4.0 - 1.2 * np.log10((1.0 + z) / 1.6) + p["size_shift"] + p["size_scatter"] * rng.normal(size=n)
+    )
     radius = 10.0**size / (physics.angular_distance(z) * 1000.0) * 206264.8
     blue = rng.random(n) < p["blue_fraction"]
     gr = np.where(blue, rng.normal(*p["gr_blue"], n), rng.normal(*p["gr_red"], n)) + p["colour_shift"]
     rz = rng.normal(*p["rz"], n) + 0.4 * (gr - p["colour_shift"]) + p["colour_shift"]
     q = np.clip(1.0 - rng.rayleigh(p["axis_ratio"], n), 0.2, 1.0)
-    return pd.DataFrame({"z_source": z, "mag_source_g": mag + gr, "mag_source_r": mag, "mag_source_z": mag - rz,
-                         "source_R": np.clip(radius, 0.01, 1.5), "source_q": q})
+    return pd.DataFrame(
+        {
+            "z_source": z,
+            "mag_source_g": mag + gr,
+            "mag_source_r": mag,
+            "mag_source_z": mag - rz,
+            "source_R": np.clip(radius, 0.01, 1.5),
+            "source_q": q,
+        }
+    )
 
 
 def draw_parents(rng, seed, n):
@@ -116,9 +126,21 @@ def bound_snr(rows, sky):
 def lens_arguments(row):
     """Keyword arguments of lenstronomy's EPL + SHEAR for a parent (a mapping)."""
     e = (1.0 - row["q"]) / (1.0 + row["q"])
-    mass = {"theta_E": row["theta_E"], "gamma": row["slope"], "e1": e * np.cos(2 * row["phi"]),
-            "e2": e * np.sin(2 * row["phi"]), "center_x": 0.0, "center_y": 0.0}
+    mass = {
+        "theta_E": row["theta_E"],
+        "gamma": row["slope"],
+        "e1": e * np.cos(2 * row["phi"]),
+        "e2": e * np.sin(2 * row["phi"]),
+        "center_x": 0.0,
+        "center_y": 0.0,
+    }
     return [mass, {"gamma1": row["gamma1"], "gamma2": row["gamma2"], "ra_0": 0.0, "dec_0": 0.0}]
+
+
+def shoot_rays(row, x, y):
+    """Source-plane positions of image-plane positions [arcsec] by lenstronomy, which warns at a lens's centre."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return _LENS.ray_shooting(x, y, lens_arguments(row))
 
 
 def estimate_arcs(row, sky):
@@ -139,7 +161,7 @@ def estimate_arcs(row, sky):
     step = 2 * reach / 26
     axis = (np.arange(26) - 12.5) * step
     x, y = (v.ravel() for v in np.meshgrid(axis, axis))
-    bx, by = _LENS.ray_shooting(x, y, lens_arguments(row))
+    bx, by = shoot_rays(row, x, y)
     bx, by = bx - row["source_x"], by - row["source_y"]
     c, s = np.cos(row["source_phi"]), np.sin(row["source_phi"])
     u, v, q = c * bx + s * by, c * by - s * bx, row["source_q"]
@@ -166,7 +188,9 @@ def discovery_probability(channel, theta_E, snr, fwhm):
 def count_images(row):
     """Number of images of the source's centre, by lenstronomy's solver for EPL + shear."""
     solver = LensEquationSolver(_LENS)
-    x, _ = solver.image_position_from_source(row["source_x"], row["source_y"], lens_arguments(row), solver="analytical")
+    position = (row["source_x"], row["source_y"])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        x, _ = solver.image_position_from_source(*position, lens_arguments(row), solver="analytical")
     return len(x)
 
 
@@ -205,8 +229,13 @@ def search_position(task):
         hits = [c for c, u, x in zip(CHANNELS, draws[k], chance, strict=True) if u < x]
         if not hits or mu < p["mu_min"] or (n_images := count_images(row)) < 2:
             continue
-        row |= {"snr_discovery": snr, "mu": mu, "n_images": n_images, "channel": "+".join(hits),
-                "discovery_probability": float(1.0 - np.prod(1.0 - np.array(chance)))}
+        row |= {
+            "snr_discovery": snr,
+            "mu": mu,
+            "n_images": n_images,
+            "channel": "+".join(hits),
+            "discovery_probability": float(1.0 - np.prod(1.0 - np.array(chance))),
+        }
         if hits == ["spectroscopic"]:
             out["found_spectroscopic"] = out["found_spectroscopic"] or row
             continue
@@ -268,12 +297,18 @@ def trace_pixels(row, scale, shape, x, y, image):
     -----
     INTERPOL takes flux per square arcsec and keeps its first image for life: each call makes a model of its own.
     """
-    bx, by = _LENS.ray_shooting(x, y, lens_arguments(row))
+    bx, by = shoot_rays(row, x, y)
     out = []
     for one in image:
         model = LightModel(["INTERPOL"])
-        keywords = {"image": one, "amp": 1.0, "center_x": row["source_x"], "center_y": row["source_y"], "phi_G": 0.0,
-                    "scale": scale}
+        keywords = {
+            "image": one,
+            "amp": 1.0,
+            "center_x": row["source_x"],
+            "center_y": row["source_y"],
+            "phi_G": 0.0,
+            "scale": scale,
+        }
         out.append(model.surface_brightness(bx, by, [keywords]).reshape(shape))
     return out
 
@@ -301,7 +336,7 @@ def draw_arcs(row, size, x0, y0):
     n = int(np.clip(np.ceil((1.35 * row["theta_E"] + impact + extent) / physics.PIXEL), 8, 46))
     axis = np.arange(-n, n + 1) * physics.PIXEL
     gx, gy = np.meshgrid(axis, axis)
-    bx, by = _LENS.ray_shooting(gx.ravel(), gy.ravel(), lens_arguments(row))
+    bx, by = shoot_rays(row, gx.ravel(), gy.ravel())
     near = np.hypot(bx - row["source_x"], by - row["source_y"]) < extent + 0.15
     near = ndimage.binary_dilation(near.reshape(gx.shape), np.ones((3, 3)))
     fine = 3 if row["source_R"] > 0.4 else 4 if row["source_R"] > 0.15 else 6

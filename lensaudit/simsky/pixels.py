@@ -86,9 +86,7 @@ class SkyPixels:
             if len(self._psf) > 64:
                 self._psf.clear()
             c = t["quarters"][key[0]]
-            self._psf[key] = np.stack([
-                scene.transform_psf(make_psf(c[f"fwhm_{b}"], c[f"beta_{b}"], c[f"psf_e1_{b}"], c[f"psf_e2_{b}"], b, size))
-                for b in BANDS])  # fmt: skip
+            self._psf[key] = np.stack([_transform_band(c, band, size) for band in BANDS])
         return self._psf[key]
 
     def _draw(self, row):
@@ -108,6 +106,11 @@ class SkyPixels:
         if rng.random() < load_population()["field"]["zero_fill_fraction"]:
             image = _blank_edge(rng, image)
         return image.astype(np.float32)
+
+
+def _transform_band(c, band, size):
+    shape = (c[f"{name}_{band}"] for name in ("fwhm", "beta", "psf_e1", "psf_e2"))
+    return scene.transform_psf(make_psf(*shape, band, size))
 
 
 def _load_tables(folder):
@@ -190,6 +193,8 @@ def _draw_background(rng):
 
 
 def _draw_galaxy(tables, row, size, x, y, kind, rng):
+    if tables["type"][row] == "PSF":
+        return scene.draw_gaussians(size, [x], [y], [0.0], _fluxes(tables, row)[:, None])
     radius, q = tables["R"][row] / PIXEL, tables["q"][row]
     pa, n, flux = tables["pa"][row], tables["n_sersic"][row], _fluxes(tables, row)
     arguments = (size, x, y, radius * np.sqrt(q), q, pa)
@@ -216,11 +221,14 @@ def _draw_confuser(arguments, n, kind, flux, rng):
         return _mix((0.8 * flux, scene.draw_sersic(*arguments, 1.0)), (0.2 * flux, bulge))
     if kind == "agn":
         part = flux * rng.uniform(0.2, 0.5) * share
-        return _mix((flux - part, scene.draw_sersic(*arguments, n)), (part, scene.draw_gaussians(size, [x], [y], [0.0], [[1.0]])[0]))
+        return _mix(
+            (flux - part, scene.draw_sersic(*arguments, n)),
+            (part, scene.draw_gaussians(size, [x], [y], [0.0], [[1.0]])[0]),
+        )
     if kind == "merger":
         gap, angle = rng.uniform(0.9, 2.8) / PIXEL, rng.uniform(0, 2 * np.pi)
-        second = scene.draw_sersic(size, x + gap * np.cos(angle), y + gap * np.sin(angle), 0.5 * radius, rng.uniform(0.5, 1.0),
-                                   rng.uniform(0, np.pi), 2.0)  # fmt: skip
+        place = (x + gap * np.cos(angle), y + gap * np.sin(angle))
+        second = scene.draw_sersic(size, *place, 0.5 * radius, rng.uniform(0.5, 1.0), rng.uniform(0, np.pi), 2.0)
         turn = angle + np.linspace(0.3, 2.2, 16)
         reach = gap * np.linspace(1.0, 2.2, 16)
         tail = scene.draw_gaussians(size, x + reach * np.cos(turn), y + reach * np.sin(turn), np.full(16, 0.35 / PIXEL),
@@ -292,7 +300,9 @@ def _draw_defect(rng, kind, sigma):
     band = int(rng.integers(0, len(BANDS)))
     if kind == "bad_column":
         column = int(rng.integers(20, 81))
-        image[band, :, column : column + int(rng.integers(1, 3))] = rng.choice([-1, 1]) * rng.uniform(4, 12) * sigma[band]
+        image[band, :, column : column + int(rng.integers(1, 3))] = (
+            rng.choice([-1, 1]) * rng.uniform(4, 12) * sigma[band]
+        )
         return image
     start, angle, length = CENTRE + rng.uniform(-20, 20, 2), rng.uniform(0, np.pi), rng.uniform(4, 22)
     t = np.linspace(0, length, int(3 * length))

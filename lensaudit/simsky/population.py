@@ -90,12 +90,23 @@ def draw_early_types(rng, n, limit=21.0):
     gr = np.interp(z, p["z_nodes"], p["gr_median"]) + np.interp(z, p["z_nodes"], p["gr_scatter"]) * (
         rho * shared + np.sqrt(1 - rho**2) * own
     )
-    size = p["size_pivot"] + p["size_slope"] * (mv + 22.5) + rng.normal(0, p["size_scatter"], n)
+    size = np.minimum(p["size_pivot"] + p["size_slope"] * (mv + 22.5), p["size_max"]) + rng.normal(
+        0, p["size_scatter"], n
+    )
     radius = 10.0**size / (physics.angular_distance(z) * 1000.0) * 206264.8
     q = np.clip(1.0 - rng.rayleigh(np.maximum(p["axis_ratio"][0] - p["axis_ratio"][1] * sigma, 0.08)), 0.2, 1.0)
-    table = pd.DataFrame({"sigma_v": sigma, "z_true": z, "mag_z": mag_z, "mag_r": mag_z + rz, "mag_g": mag_z + rz + gr,
-                          "mag_w1": mag_z - rng.normal(p["zw1_mean"], p["zw1_scatter"], n),
-                          "R": np.clip(radius, 0.15, 12.0), "q": q})
+    table = pd.DataFrame(
+        {
+            "sigma_v": sigma,
+            "z_true": z,
+            "mag_z": mag_z,
+            "mag_r": mag_z + rz,
+            "mag_g": mag_z + rz + gr,
+            "mag_w1": mag_z - rng.normal(p["zw1_mean"], p["zw1_scatter"], n),
+            "R": np.clip(radius, 0.15, 12.0),
+            "q": q,
+        }
+    )
     table["family"] = "early"
     return _assign_types(rng, table, p)
 
@@ -111,10 +122,18 @@ def draw_late_types(rng, n, bright=14.5, limit=20.0):
     gr = p["gr"][0] + p["gr"][1] * np.minimum(z, 0.5) + p["gr"][2] * rng.normal(size=n)
     radius = p["size_r18"] * 10 ** (p["size_slope"] * (mag_z - 18) + p["size_scatter"] * rng.normal(size=n))
     cosine, t = rng.random(n), p["thickness"]
-    table = pd.DataFrame({"sigma_v": np.clip(110 * 10 ** (-0.06 * (mag_z - 18)) * np.exp(0.25 * rng.normal(size=n)), 40, 260),
-                          "z_true": z, "mag_z": mag_z, "mag_r": mag_z + rz, "mag_g": mag_z + rz + gr,
-                          "mag_w1": mag_z - rng.normal(p["zw1_mean"], p["zw1_scatter"], n),
-                          "R": np.clip(radius, 0.15, 12.0), "q": np.sqrt(t**2 + (1 - t**2) * cosine**2)})
+    table = pd.DataFrame(
+        {
+            "sigma_v": np.clip(110 * 10 ** (-0.06 * (mag_z - 18)) * np.exp(0.25 * rng.normal(size=n)), 40, 260),
+            "z_true": z,
+            "mag_z": mag_z,
+            "mag_r": mag_z + rz,
+            "mag_g": mag_z + rz + gr,
+            "mag_w1": mag_z - rng.normal(p["zw1_mean"], p["zw1_scatter"], n),
+            "R": np.clip(radius, 0.15, 12.0),
+            "q": np.sqrt(t**2 + (1 - t**2) * cosine**2),
+        }
+    )
     table["family"] = "late"
     return _assign_types(rng, table, p)
 
@@ -161,8 +180,12 @@ def style_confuser(rng, rows, kind):
         return rows
     for name in ("sigma_v", "z_true", "mag_g", "mag_r", "mag_z", "mag_w1"):
         rows[name] = late[name].to_numpy()
-    low, high, q_low, q_high = {"spiral": (0.9, 3.0, 0.4, 1.0), "edge_on": (1.0, 3.0, 0.10, 0.28),
-                                "merger": (0.8, 2.0, 0.4, 0.9), "blue_clumpy": (0.7, 1.6, 0.35, 0.9)}[kind]
+    low, high, q_low, q_high = {
+        "spiral": (0.9, 3.0, 0.4, 1.0),
+        "edge_on": (1.0, 3.0, 0.10, 0.28),
+        "merger": (0.8, 2.0, 0.4, 0.9),
+        "blue_clumpy": (0.7, 1.6, 0.35, 0.9),
+    }[kind]
     rows["R"], rows["q"] = rng.uniform(low, high, n), rng.uniform(q_low, q_high, n)
     blue = {"spiral": 0.60, "edge_on": 0.85, "merger": 0.7, "blue_clumpy": 0.25}[kind]
     rows["mag_r"] = rows["mag_z"] + rng.normal(0.7 * blue + 0.05, 0.1, n)

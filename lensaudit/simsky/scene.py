@@ -19,7 +19,7 @@ _LOG_X = np.linspace(-4.0, 4.5, 4000)  # log10 of k R, tabulated
 
 @functools.lru_cache(maxsize=256)
 def sersic_table(tenths):
-    """Hankel transform of the unit-flux circular Sersic profile of index tenths/10, half-light radius 1, on `_LOG_X`."""
+    """Hankel transform of the unit circular Sersic profile of index tenths/10, half-light radius 1, on `_LOG_X`."""
     n = tenths / 10.0
     b = gammaincinv(2.0 * n, 0.5)
     log_r = np.linspace(-9.0, 7.0, 8192)

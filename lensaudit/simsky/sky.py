@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+from scipy.spatial import cKDTree
 
 from lensaudit.artifacts import write_atomic
 from lensaudit.rng import make_stream
@@ -9,7 +10,7 @@ from lensaudit.simsky import physics
 from lensaudit.simsky.bricks import choose_bricks, locate_bricks, merge_positions, name_sweeps
 from lensaudit.simsky.catalogues import choose_wrong, grade_lenses, list_lenscat, list_spectroscopic
 from lensaudit.simsky.conditions import draw_quarters, weigh_footprint
-from lensaudit.simsky.discovery import find_lenses, find_undiscovered, measure_lenses
+from lensaudit.simsky.discovery import find_lenses, find_undiscovered, measure_lenses, open_map
 from lensaudit.simsky.population import (
     draw_early_types,
     draw_galaxies,
@@ -47,14 +48,15 @@ def make_sky(config, positions, stage):
     quarters = draw_quarters(seed, bricks["brickid"], bricks["is_tail"])
     bricks["ebv"] = _draw_reddening(seed, len(bricks))
     spots = _list_spots(seed, systems, bricks, sky)
-    found, spectroscopic, counts = find_lenses(seed, spots, quarters, bricks, sky)
-    undiscovered = find_undiscovered(seed, quarters, bricks, sky)
-    found = grade_lenses(seed, found, sky)
-    wrong = choose_wrong(seed, spots, found, spectroscopic, sky)
-    galaxies = _gather_galaxies(seed, bricks, sky, found, spectroscopic, undiscovered, wrong)
-    galaxies = _finish_galaxies(seed, galaxies, bricks)
-    quarter_row = galaxies["brick"].to_numpy() * 4 + galaxies["quarter"].to_numpy()
-    lenses = measure_lenses(seed, galaxies, quarters, quarter_row, sky)
+    with open_map(sky.workers) as run:
+        found, spectroscopic, counts = find_lenses(seed, spots, quarters, bricks, sky, run)
+        undiscovered = find_undiscovered(seed, quarters, bricks)
+        found = grade_lenses(seed, found, sky)
+        wrong = choose_wrong(seed, spots, found, spectroscopic, sky)
+        galaxies = _gather_galaxies(seed, bricks, sky, found, spectroscopic, undiscovered, wrong)
+        galaxies = _finish_galaxies(seed, galaxies, bricks)
+        quarter_row = galaxies["brick"].to_numpy() * 4 + galaxies["quarter"].to_numpy()
+        lenses = measure_lenses(galaxies, quarters, quarter_row, run)
     stars = _draw_stars(seed, bricks)
     _write_survey(seed, stage, galaxies, quarters, quarter_row, stars)
     _write_catalogues(seed, stage, galaxies, lenses, systems)
@@ -75,8 +77,14 @@ def _list_spots(seed, systems, bricks, sky):
     if missing > 0:
         rng = make_stream(seed, "simsky/drawn-positions")
         box = bricks[~bricks["is_blank"]].iloc[rng.integers(0, int((~bricks["is_blank"]).sum()), missing)]
-        drawn = pd.DataFrame({"ra": rng.uniform(box["ra1"], box["ra2"]), "dec": rng.uniform(box["dec1"], box["dec2"]),
-                              "brickid": box["brickid"].to_numpy(), "position_source": "drawn"})
+        drawn = pd.DataFrame(
+            {
+                "ra": rng.uniform(box["ra1"], box["ra2"]),
+                "dec": rng.uniform(box["dec1"], box["dec2"]),
+                "brickid": box["brickid"].to_numpy(),
+                "position_source": "drawn",
+            }
+        )
         spots = merge_positions(pd.concat([spots, drawn], ignore_index=True))
     index = pd.Series(np.arange(len(bricks)), index=bricks["brickid"])
     spots["brick"] = index.loc[spots["brickid"]].to_numpy()
@@ -93,9 +101,11 @@ def _find_quarter(rows, bricks):
 
 def _scatter(rng, rows, bricks):
     box = bricks.iloc[rows["brick"].to_numpy()]
-    rows["ra"] = box["ra1"].to_numpy() + rng.random(len(rows)) * (box["ra2"] - box["ra1"]).to_numpy()
-    low, high = np.sin(np.radians(box["dec1"].to_numpy())), np.sin(np.radians(box["dec2"].to_numpy()))
-    rows["dec"] = np.degrees(np.arcsin(low + rng.random(len(rows)) * (high - low)))
+    u, v = rng.random((2, len(rows)))
+    if "quarter" in rows:  # an object judged under the conditions of a quarter stays in it
+        u, v = (u + rows["quarter"] % 2) / 2, (v + rows["quarter"] // 2) / 2
+    rows["ra"] = box["ra1"].to_numpy() + np.asarray(u) * (box["ra2"] - box["ra1"]).to_numpy()
+    rows["dec"] = box["dec1"].to_numpy() + np.asarray(v) * (box["dec2"] - box["dec1"]).to_numpy()
     return rows
 
 
@@ -111,14 +121,18 @@ def _gather_galaxies(seed, bricks, sky, found, spectroscopic, undiscovered, wron
     mate = np.where(companions, mate, np.arange(len(field)))
     moved = field.loc[mate, ["ra", "dec", "brick"]].to_numpy()
     field["dec"] = np.where(companions, moved[:, 1] + distance * np.sin(angle), field["dec"])
-    field["ra"] = np.where(companions, moved[:, 0] + distance * np.cos(angle) / np.cos(np.radians(moved[:, 1])), field["ra"])
+    field["ra"] = np.where(
+        companions, moved[:, 0] + distance * np.cos(angle) / np.cos(np.radians(moved[:, 1])), field["ra"]
+    )
     field["brick"] = moved[:, 2].astype(int)
     stars = _scatter(rng, _draw_star_rows(rng, len(bricks)), bricks)
     hidden = _scatter(rng, undiscovered, bricks)
     parts = [field, stars, hidden]
     for table in (found, spectroscopic):
         offset = rng.normal(0, 0.06 / 3600.0, (2, len(table)))
-        parts.append(table.assign(ra=table["ra"] + offset[0] / np.cos(np.radians(table["dec"])), dec=table["dec"] + offset[1]))
+        parts.append(
+            table.assign(ra=table["ra"] + offset[0] / np.cos(np.radians(table["dec"])), dec=table["dec"] + offset[1])
+        )
     parts.append(_draw_wrong(rng, wrong))
     return pd.concat(parts, ignore_index=True)
 
@@ -138,18 +152,16 @@ def _draw_star_rows(rng, n_bricks):
     n = n_bricks * load_population()["field"]["n_star_rows"]
     mag = 21.5 + np.log1p(-(1 - 10 ** (-0.2 * 5.5)) * rng.random(n)) / (0.2 * np.log(10))
     gr = rng.choice([0.5, 1.3], n) + rng.normal(0, 0.15, n)
-    return pd.DataFrame({"brick": np.repeat(np.arange(n_bricks), n // n_bricks), "mag_r": mag, "mag_g": mag + gr,
-                         "mag_z": mag - 0.5 * gr + 0.1, "mag_w1": mag - gr, "R": 0.0, "q": 1.0, "pa": 0.0, "n_sersic": 0.0,
-                         "type": "PSF", "kind": "star", "sigma_v": 0.0, "z_true": 0.0})  # fmt: skip
+    table = pd.DataFrame({"brick": np.repeat(np.arange(n_bricks), n // n_bricks), "mag_r": mag, "mag_g": mag + gr})
+    table["mag_z"], table["mag_w1"], table["type"], table["kind"] = mag - 0.5 * gr + 0.1, mag - gr, "PSF", "star"
+    return table.assign(R=0.0, q=1.0, pa=0.0, n_sersic=0.0, sigma_v=0.0, z_true=0.0)
 
 
 def _finish_galaxies(seed, galaxies, bricks):
     # Ids, quarters, extinction and photometric redshifts; ordinary galaxies too close to a lens are left out.
-    from scipy.spatial import cKDTree
-
     rng, p = make_stream(seed, "simsky/finish"), load_population()["field"]
-    for name, value in (("is_lens", False), ("is_catalogued", False), ("is_wrong", False), ("tier", ""), ("channel", ""),
-                        ("lens_index", -1), ("kind", "galaxy")):  # fmt: skip
+    empty = {"is_lens": False, "is_catalogued": False, "is_wrong": False, "tier": "", "channel": "", "kind": "galaxy"}
+    for name, value in empty.items():
         galaxies[name] = galaxies[name].where(galaxies[name].notna(), value) if name in galaxies else value
     plane = np.stack([galaxies["ra"] * np.cos(np.radians(galaxies["dec"])), galaxies["dec"]], axis=1) * 3600.0
     special = (galaxies["is_lens"].astype(bool) | galaxies["is_wrong"].astype(bool)).to_numpy()
@@ -168,7 +180,7 @@ def _finish_galaxies(seed, galaxies, bricks):
     scatter = p["photoz_scatter"] * (1 + galaxies["z_true"])
     galaxies["z_phot"] = np.maximum(galaxies["z_true"] + scatter * rng.normal(size=len(galaxies)), 0.005)
     flags = ["is_lens", "is_catalogued", "is_wrong"]
-    return galaxies.astype(dict.fromkeys(flags, bool) | {"lens_index": int, "objid": "int64"})
+    return galaxies.astype(dict.fromkeys(flags, bool) | {"objid": "int64"})
 
 
 def _draw_stars(seed, bricks):
@@ -210,9 +222,11 @@ def _write_catalogues(seed, stage, galaxies, lenses, systems):
 
 
 def _write_truth(stage, galaxies, lenses, quarters, bricks, counts):
-    names = ["galaxy_id", "brickid", "brickname", "quarter", "ra", "dec", "kind", "type", "is_lens", "is_catalogued",
-             "is_wrong", "z_true", "sigma_v", "flux_g", "flux_r", "flux_z", "R", "q", "pa", "n_sersic", "ebv", "mw_g", "mw_r",
-             "mw_z"]  # fmt: skip
+    names = [
+        *("galaxy_id", "brickid", "brickname", "quarter", "ra", "dec", "kind", "type", "is_lens", "is_catalogued"),
+        *("is_wrong", "z_true", "sigma_v", "flux_g", "flux_r", "flux_z", "R", "q", "pa", "n_sersic", "ebv"),
+        *("mw_g", "mw_r", "mw_z"),
+    ]
     stage.write_table("truth/galaxies.parquet", galaxies[names], UNITS)
     stage.write_table("truth/lenses.parquet", lenses, UNITS)
     stage.write_table("truth/conditions.parquet", quarters.merge(bricks[["brickid", "is_blank"]], on="brickid"))

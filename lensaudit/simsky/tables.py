@@ -12,8 +12,8 @@ RELEASE = 10000
 _ALL = ("g", "r", "i", "z")
 # Columns of the DR10 sweeps in order with their dtypes, from the survey's documentation of the sweep catalogues.
 SCHEMA = (
-    [("RELEASE", "i2"), ("BRICKID", "i4"), ("BRICKNAME", "S8"), ("OBJID", "i4"), ("TYPE", "S3"), ("RA", "f8"), ("DEC", "f8"),
-     ("RA_IVAR", "f4"), ("DEC_IVAR", "f4"), ("DCHISQ", "5f4"), ("EBV", "f4")]
+    [("RELEASE", "i2"), ("BRICKID", "i4"), ("BRICKNAME", "S8"), ("OBJID", "i4"), ("TYPE", "S3"), ("RA", "f8"),
+     ("DEC", "f8"), ("RA_IVAR", "f4"), ("DEC_IVAR", "f4"), ("DCHISQ", "5f4"), ("EBV", "f4")]
     + [(f"FLUX_{b}", "f4") for b in ("G", "R", "I", "Z", "W1", "W2", "W3", "W4")]
     + [(f"FLUX_IVAR_{b}", "f4") for b in ("G", "R", "I", "Z", "W1", "W2", "W3", "W4")]
     + [(f"MW_TRANSMISSION_{b}", "f4") for b in ("G", "R", "I", "Z", "W1", "W2", "W3", "W4")]
@@ -62,7 +62,10 @@ def measure_catalogue(rng, truth, quarters, quarter_row):
     point = truth["type"].to_numpy() == "PSF"
     for band in BANDS:
         up, flux = band.upper(), truth[f"flux_{band}"].to_numpy()
-        near = {k: quarters[f"{k}_{band}"].to_numpy()[quarter_row] for k in ("psfsize", "psfdepth", "galdepth", "n_exposures")}
+        near = {
+            k: quarters[f"{k}_{band}"].to_numpy()[quarter_row]
+            for k in ("psfsize", "psfdepth", "galdepth", "n_exposures")
+        }
         scatter = np.exp(rng.normal(0, 0.03, n))
         columns[f"PSFSIZE_{up}"] = near["psfsize"] * np.exp(rng.normal(0, 0.008, n))
         columns[f"PSFDEPTH_{up}"] = near["psfdepth"] * scatter
@@ -86,9 +89,18 @@ def measure_catalogue(rng, truth, quarters, quarter_row):
     columns["SERSIC"] = np.select([point, kind == b"SER"], [0.0, truth["n_sersic"]], np.where(kind == b"DEV", 4.0, 1.0))
     columns["FLUX_W1"] = truth["flux_w1"].to_numpy()
     columns["FLUX_IVAR_W1"] = np.full(n, 4.0)
-    columns |= {"RA": truth["ra"], "DEC": truth["dec"], "EBV": truth["ebv"], "TYPE": kind, "BRICKID": truth["brickid"],
-                "BRICKNAME": truth["brickname"].to_numpy().astype("S8"), "OBJID": truth["objid"],
-                "RA_IVAR": np.full(n, 1e15), "DEC_IVAR": np.full(n, 1e15), "RELEASE": np.full(n, RELEASE)}
+    columns |= {
+        "RA": truth["ra"],
+        "DEC": truth["dec"],
+        "EBV": truth["ebv"],
+        "TYPE": kind,
+        "BRICKID": truth["brickid"],
+        "BRICKNAME": truth["brickname"].to_numpy().astype("S8"),
+        "OBJID": truth["objid"],
+        "RA_IVAR": np.full(n, 1e15),
+        "DEC_IVAR": np.full(n, 1e15),
+        "RELEASE": np.full(n, RELEASE),
+    }
     return {name: np.asarray(values) for name, values in columns.items()}
 
 
@@ -114,13 +126,12 @@ def add_masks(rng, columns, truth, stars):
 
     Notes
     -----
-    Radii follow the survey's rule of thumb 150 * 2.5**((11 - G)/3) arcsec for G < 16 (MEDIUM) and half of it for
-    G < 13 (BRIGHT).
+    Radii follow the survey since DR9, 1630 * 1.396**-G arcsec for G < 16 (MEDIUM), and half of it for G < 13 (BRIGHT).
     """
     bits = np.zeros(len(truth), dtype=np.int32)
     tree = cKDTree(np.stack(_unit(truth["ra"], truth["dec"]), axis=1))
     centres = np.stack(_unit(stars["ra"], stars["dec"]), axis=1)
-    radius = np.minimum(150.0 * 2.5 ** ((11.0 - stars["mag"].to_numpy()) / 3.0), 1800.0)
+    radius = 1630.0 * 1.396 ** -stars["mag"].to_numpy()
     for flag, limit, share in ((BIT_MEDIUM, 16.0, 1.0), (BIT_BRIGHT, 13.0, 0.5)):
         chosen = np.flatnonzero(stars["mag"].to_numpy() < limit)
         found = tree.query_ball_point(centres[chosen], np.radians(share * radius[chosen] / 3600.0))
