@@ -26,6 +26,7 @@ RING = (0.8, 1.6)  # of theta_E
 MAD_SIGMA = 1.4826  # MAD to sigma of a normal distribution
 MASK_SIGMA = 3.0  # sources in the outer annulus and arc pixels stand out by this much
 MIN_ARC_PIXELS = 5
+BLOCK = 128  # stamps worked on at once
 BAND_PAIRS = ((0, 1), (1, 2), (0, 2))
 ARC_COLUMNS = (
     "arc_snr", "arc_snr_g", "arc_snr_z", "arc_snr_ring", "arc_flux_g", "arc_flux_r", "arc_flux_z", "arc_g_r", "arc_r_z",
@@ -243,9 +244,7 @@ def _measure_gate(chi):
 
 def _sum_ring(chi, theta_E):
     """Return the r-band S/N in [0.8, 1.6] theta_E, NaN where theta_E is not known or the annulus leaves the box."""
-    if theta_E is None:
-        return np.full(len(chi), np.nan)
-    edge = np.asarray(theta_E, dtype=np.float64)[:, None] * np.asarray(RING) / PIXEL_SCALE
+    edge = theta_E[:, None] * np.asarray(RING) / PIXEL_SCALE
     radius = _geometry()[0].astype(np.float32)
     inside = (radius >= edge[:, :1, None]) & (radius < edge[:, 1:, None])
     count = inside.sum(axis=(1, 2))
@@ -270,7 +269,7 @@ def _measure_stability(chi):
     return 1.0 / (1.0 + medians.std(axis=0))
 
 
-def measure_arcs(images, theta_E=None, block=256):
+def measure_arcs(images, theta_E=None):
     """Measure arcs blindly, band by band, after subtracting the azimuthal host model.
 
     Parameters
@@ -280,13 +279,11 @@ def measure_arcs(images, theta_E=None, block=256):
         65-px box give the same numbers.
     theta_E : array_like of shape (N,), optional
         Einstein radius [arcsec] where it is known; only arc_snr_ring uses it.
-    block : int
-        Stamps worked on at once.
 
     Returns
     -------
     pandas.DataFrame
-        One row per stamp:
+        One row per stamp, the same bits whatever stamps it comes with:
 
         - arc_snr (r band), arc_snr_g, arc_snr_z: summed residual in 4-16 px over sigma_pix sqrt(n_pix);
           arc_snr_ring: the same in [0.8, 1.6] theta_E of the r band;
@@ -309,11 +306,14 @@ def measure_arcs(images, theta_E=None, block=256):
     covariance term is added. A complete ring is taken for host light in part; so it is on both sides.
     """
     boxes = crop_box(images)
-    parts = [
-        _measure_block(np.ascontiguousarray(boxes[start : start + block], dtype=np.float32),
-                       None if theta_E is None else np.asarray(theta_E)[start : start + block])
-        for start in range(0, len(boxes), block)
-    ]  # fmt: skip
+    known = np.full(len(boxes), np.nan) if theta_E is None else np.asarray(theta_E, dtype=np.float64)
+    parts = []
+    for start in range(0, len(boxes), BLOCK):
+        rows = np.asarray(boxes[start : start + BLOCK], dtype=np.float32)
+        # A sum's rounding depends on the array's shape, so the last block is filled up.
+        full = np.concatenate([rows, np.repeat(rows[:1], BLOCK - len(rows), axis=0)])
+        rings = np.append(known[start : start + BLOCK], np.full(BLOCK - len(rows), np.nan))
+        parts.append(_measure_block(full, rings).head(len(rows)))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=ARC_COLUMNS, dtype=np.float64)
 
 
