@@ -66,56 +66,50 @@ def draw_with_lenstronomy(rows, conditions, lens=None):
     return np.stack(images)
 
 
-def time_peer(truth, conditions, rows, lenses):
-    """Return lenstronomy's stamps per second over some objects."""
-    started = time.perf_counter()
-    for row in rows.itertuples():
-        near = truth.loc[[row.brickid]]
+def draw_part(task):
+    """Draw one process's share by one engine; returns its number of stamps, start and end."""
+    engine, folder, seed, part = task
+    if engine == "simsky":
+        source = SkyPixels(folder, seed)
+        source.read(part.iloc[:2])  # loads the tables
+        started = time.time()
+        source.read(part)
+        return len(part), started, time.time()
+    truth = dict(list(read_table(folder / "truth" / "galaxies.parquet").groupby("brickid")))
+    conditions = read_table(folder / "truth" / "conditions.parquet").set_index(["brickid", "quarter"])
+    lenses = {r["galaxy_id"]: r for r in read_table(folder / "truth" / "lenses.parquet").to_dict("records")}
+    started = time.time()
+    for row in part.itertuples():
+        near = truth[row.brickid]
         apart = np.hypot((near["ra"] - row.ra) * np.cos(np.radians(row.dec)), near["dec"] - row.dec) * 3600
         chosen = near[(apart < 17) & (near["type"] != "PSF")].assign(apart=apart).sort_values("apart")
         draw_with_lenstronomy(chosen, conditions.loc[(row.brickid, row.quarter)], lenses.get(row.galaxy_id))
-    return len(rows) / (time.perf_counter() - started)
-
-
-def read_part(task):
-    """Draw one process's share; returns its number of stamps, start and end."""
-    folder, seed, part = task
-    source = SkyPixels(folder, seed)
-    source.read(part.iloc[:2])
-    started = time.time()
-    source.read(part)
     return len(part), started, time.time()
 
 
-def time_sky(folder, seed, rows, workers):
-    """Return stamps per second of the sky over `workers` processes, imports and loading left out."""
-    parts = np.array_split(np.arange(len(rows)), workers)
-    tasks = [(folder, seed, rows.iloc[p]) for p in parts]
+def time_engine(engine, folder, seed, rows, workers):
+    """Return stamps per second of an engine over `workers` processes, imports and loading left out."""
+    tasks = [(engine, folder, seed, rows.iloc[p]) for p in np.array_split(np.arange(len(rows)), workers)]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        done = list(pool.map(read_part, tasks))
-    return sum(n / (end - start) for n, start, end in done)
+        return sum(n / (end - start) for n, start, end in pool.map(draw_part, tasks))
 
 
 def main(profile="demo", n=600):
     config = load_config(profile)
     folder = find_root() / "artifacts" / profile / "00_survey"
     truth = read_table(folder / "truth" / "galaxies.parquet")
-    conditions = read_table(folder / "truth" / "conditions.parquet").set_index(["brickid", "quarter"])
-    lenses = {r["galaxy_id"]: r for r in read_table(folder / "truth" / "lenses.parquet").to_dict("records")}
     bright = truth[(truth["flux_z"] > 10) & (truth["type"] != "PSF")]
+    known = bright[bright["is_catalogued"] & bright["is_lens"]]
     chosen = {
         "galaxies": bright[~bright["is_lens"]].sample(n, random_state=0),
-        "lenses": bright[bright["is_catalogued"]].sample(
-            min(n // 3, int(bright["is_catalogued"].sum())), random_state=0
-        ),
+        "lenses": known.sample(min(n // 3, len(known)), random_state=0),
     }
-    truth = truth.set_index("brickid", drop=False)
     print(f"{'stamps':10s} {'processes':>9s} {'simsky /s':>10s} {'lenstronomy /s':>15s} {'ratio':>6s}")
     for name, rows in chosen.items():
-        peer = time_peer(truth, conditions, rows.iloc[:40], lenses)
         for workers in (1, 2):
-            speed = time_sky(folder, config.seed, rows, workers)
-            print(f"{name:10s} {workers:9d} {speed:10.0f} {peer * workers:15.1f} {speed / peer / workers:6.1f}")
+            peer = time_engine("lenstronomy", folder, config.seed, rows.iloc[: 40 * workers], workers)
+            speed = time_engine("simsky", folder, config.seed, rows, workers)
+            print(f"{name:10s} {workers:9d} {speed:10.0f} {peer:15.1f} {speed / peer:6.1f}")
 
 
 if __name__ == "__main__":

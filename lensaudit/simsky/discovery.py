@@ -76,19 +76,7 @@ def find_lenses(seed, spots, quarters, bricks, sky, run):
     conditions = list_conditions(quarters, bricks["ebv"].to_numpy())
     wanted = sky.n_lenses - round(sky.n_lenses * (1 - sky.tier_a_fraction) * sky.wrong_fraction)
     keys = _key_positions(spots)
-    quarter_row = (spots["brick"] * 4 + spots["quarter"]).to_numpy()
-    open_rows, hits, single = np.arange(len(spots)), {}, {}
-    for number in range(MAX_ROUNDS):
-        tasks = [(seed, keys[i], conditions[quarter_row[i]], number) for i in open_rows]
-        results = run(lens_model.search_position, tasks, f"lenses, round {number + 1}")
-        for i, result in zip(open_rows, results, strict=True):
-            if result["found_spectroscopic"] and i not in single:
-                single[i] = result["found_spectroscopic"]
-            if result["found"]:
-                hits[i] = (number * lens_model.ROUND + result["tries"], result["found"])
-        open_rows = np.array([i for i in open_rows if i not in hits], dtype=int)
-        if len(hits) >= wanted:
-            break
+    hits, single = _run_rounds(seed, keys, [conditions[i] for i in spots["brick"] * 4 + spots["quarter"]], wanted, run)
     if len(hits) < wanted:
         raise UserError(f"only {len(hits)} of {wanted} lenses were found; lower [sky] n_lenses or raise n_bricks")
     order = sorted(hits, key=lambda i: (hits[i][0], keys[i]))[:wanted]
@@ -108,6 +96,23 @@ def find_lenses(seed, spots, quarters, bricks, sky, run):
         table = pd.concat([spots.loc[chosen, place].reset_index(drop=True), pd.DataFrame(rows)], axis=1)
         frames.append(_as_galaxies(table.assign(spot=chosen, is_catalogued=len(frames) == 0)))
     return frames[0], frames[1], counts
+
+
+def _run_rounds(seed, keys, conditions, wanted, run):
+    # All positions still open get the same number of parents per round, until enough lenses are found.
+    open_rows, hits, single = range(len(keys)), {}, {}
+    for number in range(MAX_ROUNDS):
+        tasks = [(seed, keys[i], conditions[i], number) for i in open_rows]
+        results = run(lens_model.search_position, tasks, f"lenses, round {number + 1}")
+        for i, result in zip(open_rows, results, strict=True):
+            if result["found_spectroscopic"]:
+                single.setdefault(i, result["found_spectroscopic"])
+            if result["found"]:
+                hits[i] = (number * lens_model.ROUND + result["tries"], result["found"])
+        open_rows = [i for i in open_rows if i not in hits]
+        if len(hits) >= wanted:
+            break
+    return hits, single
 
 
 def _key_positions(spots):

@@ -80,13 +80,7 @@ def measure_catalogue(rng, truth, quarters, quarter_row):
         columns[f"FIBERFLUX_{up}"] = flux * (1 - np.exp(-0.6 / np.maximum(blur, 0.3)))
         columns[f"FIBERTOTFLUX_{up}"] = columns[f"FIBERFLUX_{up}"]
         columns[f"FRACIN_{up}"] = np.where(rng.random(n) < 0.01, rng.uniform(0.2, 0.9, n), 1.0)
-    e = np.where(point | (kind == b"REX"), 0.0, (1 - truth["q"]) / (1 + truth["q"]))
-    angle = 2 * truth["pa"].to_numpy()
-    # The survey counts angles from north to east; the image has north up and east left, hence both signs turn.
-    columns["SHAPE_E1"] = np.where(e > 0, -e * np.cos(angle) + rng.normal(0, 0.01, n), 0.0)
-    columns["SHAPE_E2"] = np.where(e > 0, -e * np.sin(angle) + rng.normal(0, 0.01, n), 0.0)
-    columns["SHAPE_R"] = np.where(point, 0.0, size * np.exp(rng.normal(0, 0.03, n)))
-    columns["SERSIC"] = np.select([point, kind == b"SER"], [0.0, truth["n_sersic"]], np.where(kind == b"DEV", 4.0, 1.0))
+    columns |= _measure_shapes(rng, truth, kind, point)
     columns["FLUX_W1"] = truth["flux_w1"].to_numpy()
     columns["FLUX_IVAR_W1"] = np.full(n, 4.0)
     columns |= {
@@ -102,6 +96,18 @@ def measure_catalogue(rng, truth, quarters, quarter_row):
         "RELEASE": np.full(n, RELEASE),
     }
     return {name: np.asarray(values) for name, values in columns.items()}
+
+
+def _measure_shapes(rng, truth, kind, point):
+    n, columns, size = len(truth), {}, truth["R"].to_numpy()
+    e = np.where(point | (kind == b"REX"), 0.0, (1 - truth["q"]) / (1 + truth["q"]))
+    angle = 2 * truth["pa"].to_numpy()
+    # The survey counts angles from north to east; the image has north up and east left, hence both signs turn.
+    columns["SHAPE_E1"] = np.where(e > 0, -e * np.cos(angle) + rng.normal(0, 0.01, n), 0.0)
+    columns["SHAPE_E2"] = np.where(e > 0, -e * np.sin(angle) + rng.normal(0, 0.01, n), 0.0)
+    columns["SHAPE_R"] = np.where(point, 0.0, size * np.exp(rng.normal(0, 0.03, n)))
+    columns["SERSIC"] = np.select([point, kind == b"SER"], [0.0, truth["n_sersic"]], np.where(kind == b"DEV", 4.0, 1.0))
+    return columns
 
 
 def add_neighbours(columns, truth):
