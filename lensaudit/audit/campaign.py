@@ -19,6 +19,8 @@ from lensaudit.injection.inject import inject, measure_injections
 from lensaudit.shards import map_shards
 
 # Host columns every injection carries as covariates; seeing and depth are the survey's own columns (SPEC 8.1).
+TYPES = {"injection_id": "int64", "host_index": "int64", "cell": "int64", "n_clumps": "int64", "multiplicity": "int64",
+         "untied": "bool"}  # fmt: skip
 HOST_COLUMNS = (
     "psfsize_r", "psfsize_g", "psfsize_z", "depth_r", "psfdepth_g", "psfdepth_r", "psfdepth_z", "mag_r", "type",
     "nobs_z", "footprint_weight", "healpix_128",
@@ -130,7 +132,7 @@ def run_injections(table, hosts, boxes, detector, config, folder, label="injecti
         "bias": None if bias is None else bias.to_dict("list"),
     })  # fmt: skip
     rows = position.loc[table["host_index"].to_numpy()].to_numpy()
-    table = table.reset_index(drop=True)
+    table = table.reset_index(drop=True).astype({name: kind for name, kind in TYPES.items() if name in table})
     context = (table, hosts, boxes, rows, detector, config, bias, variants, common, folder, label)
 
     def run_block(start):
