@@ -4,6 +4,7 @@ The hosts' pixels carry their own sky noise; an injection adds the arc's photons
 through the coadd's resampling kernel, and nothing else. Every injection is a pure function of (seed, injection_id).
 """
 
+import contextlib
 import functools
 
 import numpy as np
@@ -191,6 +192,21 @@ def prepare(table, own, seed, bands=BANDS, dtype=torch.float32, device="cpu"):
     return lens, components, (discs, knots, torch.as_tensor(owner, device=device))
 
 
+@contextlib.contextmanager
+def single_thread():
+    """Run torch on one thread of the processor inside the block.
+
+    The last bit of some kernels depends on how work is cut among threads, and waiting threads cost more than they bring
+    at this size; use several workers instead.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def pick_device(name="auto"):
     """Return the torch device of a configuration's ``device``."""
     if name == "auto":
@@ -232,14 +248,15 @@ def render_table(table, hosts, config, seed, bands=BANDS, psf_mode="moffat", psf
     alpha, beta = moffat_radii(table, own, bands, psf_mode)
     for start in range(0, len(table), step):
         part = slice(start, min(start + step, len(table)))
-        lens, components, weights = prepare(table.iloc[part], own.iloc[part], seed, bands, dtype, device)
-        if psf_images is not None:
-            transfer = transfer_image(psf_images[part], PERIOD).to(
-                torch.complex64 if dtype == torch.float32 else torch.complex128).to(device)  # fmt: skip
-        else:
-            radii = torch.as_tensor(alpha[part], dtype=dtype, device=device)
-            transfer = make_transfer(radii, beta[part], dtype, device)
-        arcs, total = render_arcs(lens, components, weights, transfer, size, s, refine)
+        with single_thread():
+            lens, components, weights = prepare(table.iloc[part], own.iloc[part], seed, bands, dtype, device)
+            if psf_images is not None:
+                given = torch.complex64 if dtype == torch.float32 else torch.complex128
+                transfer = transfer_image(psf_images[part], PERIOD).to(device, given)
+            else:
+                radii = torch.as_tensor(alpha[part], dtype=dtype, device=device)
+                transfer = make_transfer(radii, beta[part], dtype, device)
+            arcs, total = render_arcs(lens, components, weights, transfer, size, s, refine)
         images[part], flux[part] = arcs.cpu().numpy(), total.cpu().numpy()
     return images, flux
 

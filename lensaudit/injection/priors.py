@@ -17,7 +17,7 @@ from lensaudit import photometry, rng
 from lensaudit.config import Config
 from lensaudit.injection.cells import plan_grid, source_kernel
 from lensaudit.injection.hosts import HostMatcher, match_conditions, swap_hosts
-from lensaudit.injection.inject import MAX_CLUMPS, measure_injections
+from lensaudit.injection.inject import MAX_CLUMPS, measure_injections, single_thread
 from lensaudit.injection.population import (
     draw_axis_ratio,
     draw_parents,
@@ -283,12 +283,12 @@ def predict_snr(table, psfsize, point_snr, block=4096):
     seeing = torch.as_tensor((np.asarray(psfsize) / photometry.FWHM_OF_SIGMA).astype(np.float32))
     for start in range(0, len(table), block):
         part = {k: v[start : start + block] for k, v in columns.items()}
-        mu = magnify_images(part["source_x"], part["source_y"], {k: part[k] for k in LENS})
         s2 = seeing[start : start + block, None] ** 2
         width = 0.84 * part["source_R"][:, None]
-        longest = 1.0 + 2.5 * part["theta_E"][:, None] / width
-        mu = torch.minimum(mu, longest)
-        power = mu**2 * s2 / torch.sqrt((s2 + width**2) * (s2 + (mu * width) ** 2))
+        with single_thread():
+            mu = magnify_images(part["source_x"], part["source_y"], {k: part[k] for k in LENS})
+            mu = torch.minimum(mu, 1.0 + 2.5 * part["theta_E"][:, None] / width)
+            power = mu**2 * s2 / torch.sqrt((s2 + width**2) * (s2 + (mu * width) ** 2))
         stop = start + len(mu)
         count[start:stop], total[start:stop] = (mu > 0).sum(1).numpy(), mu.sum(1).numpy()
         snr[start:stop] = np.asarray(point_snr)[start:stop] * torch.sqrt(power.sum(1)).numpy()
