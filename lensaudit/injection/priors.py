@@ -289,9 +289,10 @@ def predict_snr(table, psfsize, point_snr, block=4096):
             mu = magnify_images(part["source_x"], part["source_y"], {k: part[k] for k in LENS})
             mu = torch.minimum(mu, 1.0 + 2.5 * part["theta_E"][:, None] / width)
             power = mu**2 * s2 / torch.sqrt((s2 + width**2) * (s2 + (mu * width) ** 2))
+            images, magnification, signal = (mu > 0).sum(1), mu.sum(1), torch.sqrt(power.sum(1))
         stop = start + len(mu)
-        count[start:stop], total[start:stop] = (mu > 0).sum(1).numpy(), mu.sum(1).numpy()
-        snr[start:stop] = np.asarray(point_snr)[start:stop] * torch.sqrt(power.sum(1)).numpy()
+        count[start:stop], total[start:stop] = images.numpy(), magnification.numpy()
+        snr[start:stop] = np.asarray(point_snr)[start:stop] * signal.numpy()
     return count, total, snr
 
 
