@@ -13,14 +13,15 @@ import pandas as pd
 
 from lensaudit.artifacts import UserError, hash_object, read_table, write_table
 from lensaudit.audit.detectability import correct_bias, fit_bias, measure_arcs
+from lensaudit.audit.failures import make_rgb
 from lensaudit.constants import RENDER_SIZE
 from lensaudit.injection.hosts import swap_hosts
 from lensaudit.injection.inject import inject, measure_injections
 from lensaudit.shards import map_shards
 
-# Host columns every injection carries as covariates; seeing and depth are the survey's own columns (SPEC 8.1).
 TYPES = {"injection_id": "int64", "host_index": "int64", "cell": "int64", "n_clumps": "int64", "multiplicity": "int64",
          "untied": "bool"}  # fmt: skip
+# Host columns every injection carries as covariates; seeing and depth are the survey's own columns (SPEC 8.1).
 HOST_COLUMNS = (
     "psfsize_r", "psfsize_g", "psfsize_z", "depth_r", "psfdepth_g", "psfdepth_r", "psfdepth_z", "mag_r", "type",
     "nobs_z", "footprint_weight", "healpix_128",
@@ -311,6 +312,32 @@ def stack_controls(controls):
         frame.assign(control=kind, part=part)
         for kind, frames in controls.items() for part, frame in zip(("set", "twins"), frames, strict=True)
     ], ignore_index=True)  # fmt: skip
+
+
+def compose_sheet(table, hosts, boxes, config, theta_E, seeing):
+    """Render, for each seeing and Einstein radius, the nearest injection.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Scored injections; those of arc_snr_true above the median are shown.
+    hosts, boxes, config
+        As in `run_injections`.
+    theta_E, seeing : sequence of float [arcsec]
+
+    Returns
+    -------
+    ndarray of shape (n_seeing, n_theta, 65, 65, 3), float in [0, 1]
+    """
+    bright = table[table["arc_snr_true"] >= table["arc_snr_true"].median()].reset_index(drop=True)
+    pairs = [(s, t) for s in seeing for t in theta_E]
+    points = bright[["psfsize_r", "theta_E"]].to_numpy()
+    rows = [int(np.argmin(((points - np.array(pair)) ** 2).sum(axis=1))) for pair in pairs]
+    chosen = bright.iloc[rows].reset_index(drop=True)
+    index = pd.Series(np.arange(len(hosts)), hosts["host_index"]).loc[chosen["host_index"]].to_numpy()
+    images, _ = inject(chosen, hosts.iloc[index].reset_index(drop=True), boxes[index], config, config.seed)
+    pictures = make_rgb(images)
+    return pictures.reshape(len(seeing), len(theta_E), *pictures.shape[1:])
 
 
 def extract_features(table, hosts, boxes, detector, config, block=512):

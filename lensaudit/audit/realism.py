@@ -4,8 +4,7 @@ Targets are train and validation lenses of Tier A that pass gate D; `freeze_prop
 lenses enter afterwards, in the verdict. A check is GO when its interval lies inside the limits, NO-GO when it lies
 outside, else inconclusive.
 
-Left for later: the loop that moves the proposal (here it is the named prior, frozen as it stands), the log-uniform
-arc-S/N option, the Frechet distance of more layers than one, candidates' image statistics.
+Left for later: a calibration that moves more than the brightness of the arcs, the log-uniform arc-S/N option, the Frechet distance of more layers than one, candidates' image statistics.
 """
 
 import numpy as np
@@ -61,13 +60,46 @@ def pass_gate(table, gate_threshold):
     return table[keep].reset_index(drop=True)
 
 
-def weigh_to_targets(injections, targets, columns=TARGET_COLUMNS):
+def calibrate_tilt(injections, targets, limits=(0.0, 6.0), steps=20):
+    """Tilt the proposal in true arc S/N until its median arc_energy is the targets' (SPEC 7.4).
+
+    Lenses in a catalogue were found, so they are brighter than the prior's arcs; a power of arc_snr_true, applied as a
+    weight, stands for that. Everything else is left as drawn, and closure and the map use the prior without it.
+
+    Parameters
+    ----------
+    injections, targets : pandas.DataFrame
+        Past gate D.
+    limits : tuple of float
+        Of the exponent.
+    steps : int
+        Bisections.
+
+    Returns
+    -------
+    float
+        The exponent; 0 when either side is empty.
+    """
+    if targets.empty or injections.empty:
+        return 0.0
+    wanted, (low, high) = float(targets["arc_energy"].median()), limits
+    energy = injections["arc_energy"].to_numpy(dtype=float)
+    for _ in range(steps):
+        middle = 0.5 * (low + high)
+        median = _quantile(energy, weigh_to_targets(injections, targets, middle)[0], 0.5)
+        low, high = (middle, high) if median < wanted else (low, middle)
+    return 0.5 * (low + high)
+
+
+def weigh_to_targets(injections, targets, tilt=0.0, columns=TARGET_COLUMNS):
     """Weight injections so that their columns are distributed as the targets' (kernel mixture).
 
     Parameters
     ----------
     injections, targets : pandas.DataFrame
         With `columns`; both have passed gate D.
+    tilt : float
+        From `calibrate_tilt`.
 
     Returns
     -------
@@ -81,7 +113,8 @@ def weigh_to_targets(injections, targets, columns=TARGET_COLUMNS):
     values = targets[list(columns)].to_numpy(dtype=float)
     low, centre, high = np.nanpercentile(values, [16, 50, 84], axis=0)
     scaler = Scaler(tuple(columns), centre, np.maximum(0.5 * (high - low), 1e-3))
-    kernel = KernelModel(injections, np.zeros(len(injections)), TARGET_BANDWIDTH, scaler)
+    base = injections["arc_snr_true"].to_numpy(dtype=float) ** tilt if tilt else np.ones(len(injections))
+    kernel = KernelModel(injections, np.zeros(len(injections)), TARGET_BANDWIDTH, scaler, base / base.mean())
     weight = kernel.weigh(targets).astype(float)
     mixture = (weight / np.maximum(weight.sum(axis=1, keepdims=True), 1e-30)).mean(axis=0)
     return mixture, stats.kish_n_eff(mixture, injections["host_index"].to_numpy())
@@ -269,7 +302,7 @@ def check_contaminants(hosts, boxes, injections, detector, threshold, config, li
     return pd.DataFrame(out, columns=CHECK_COLUMNS)
 
 
-def freeze_proposal(targets, pilot, weights, config, prior):
+def freeze_proposal(targets, pilot, weights, config, prior, tilt=0.0):
     """Describe and hash the proposal, from train and validation lenses only, before any test lens enters.
 
     Parameters
@@ -283,12 +316,13 @@ def freeze_proposal(targets, pilot, weights, config, prior):
     config : lensaudit.config.Config
     prior : dict
         The prior as used (its manifest's content).
+    tilt : float
+        From `calibrate_tilt`.
 
     Returns
     -------
     dict
-        prior, cuts, targets' and pilot's quantiles, moved (what calibration changed: nothing, the prior stands as it
-        is), hash.
+        prior, cuts, targets' and pilot's quantiles, moved (what calibration changed), hash.
 
     Raises
     ------
@@ -311,7 +345,7 @@ def freeze_proposal(targets, pilot, weights, config, prior):
         "n_targets": len(targets), "target_ids": hash_object(sorted(targets["galaxy_id"].astype(str))),
         "targets": {c: [_quantile(targets[c].to_numpy(float), ones, q) for q in quantiles] for c in columns},
         "pilot": {c: [_quantile(pilot[c].to_numpy(float), weights, q) for q in quantiles] for c in columns},
-        "moved": {},
+        "moved": {"arc_snr_true_exponent": round(float(tilt), 6)},
     }  # fmt: skip
     return content | {"hash": hash_object(content)}
 
