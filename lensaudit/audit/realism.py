@@ -4,7 +4,8 @@ Targets are train and validation lenses of Tier A that pass gate D; `freeze_prop
 lenses enter afterwards, in the verdict. A check is GO when its interval lies inside the limits, NO-GO when it lies
 outside, else inconclusive.
 
-Left for later: a calibration that moves more than the brightness of the arcs, the log-uniform arc-S/N option, the Frechet distance of more layers than one, candidates' image statistics.
+Left for later: a calibration that moves more than the brightness of the arcs, the log-uniform arc-S/N option, the
+Frechet distance of more layers than one, candidates' image statistics.
 """
 
 import numpy as np
