@@ -4,7 +4,10 @@ A block is a pure function of its rows, the hosts, the detector and the engine's
 of all of them in its name, so a changed input never meets an old block and an interrupted run goes on where it stopped.
 """
 
+import contextlib
 import hashlib
+import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -81,8 +84,8 @@ def hash_engine():
     return digest.hexdigest()
 
 
-def run_injections(table, hosts, boxes, detector, config, folder, label="injections", bias=None, block_rows=1024,
-                   workers=1, **variants):  # fmt: skip
+def run_injections(table, hosts, boxes, detector, config, folder, label="injections", bias=None, block_rows=512,
+                   workers=None, **variants):  # fmt: skip
     """Render every injection into its host, score it and measure its arc.
 
     Parameters
@@ -104,8 +107,8 @@ def run_injections(table, hosts, boxes, detector, config, folder, label="injecti
         From `measure_bias`; subtracted from arc_snr.
     block_rows : int
         Injections per block; the result does not depend on it.
-    workers : int
-        Blocks worked on at once, in threads.
+    workers : int, optional
+        Blocks worked on at once, in threads; as many as there are cores by default.
     **variants
         For `injection.inject.inject`, such as ``gain_override`` or ``psf_mode``.
 
@@ -140,13 +143,24 @@ def run_injections(table, hosts, boxes, detector, config, folder, label="injecti
         return _run_block(start, min(start + block_rows, len(table)), *context)
 
     starts = list(range(0, len(table), block_rows))
-    if workers > 1:
-        with ThreadPoolExecutor(workers) as pool:
-            futures = [pool.submit(run_block, start) for start in starts]
-            parts = map_shards(lambda future: future.result(), futures, label=label)
-    else:
-        parts = map_shards(run_block, starts, label=label)
+    with _single_threads(), ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        futures = [pool.submit(run_block, start) for start in starts]
+        parts = map_shards(lambda future: future.result(), futures, label=label)
     return pd.concat(parts, ignore_index=True) if parts else table.copy()
+
+
+@contextlib.contextmanager
+def _single_threads():
+    """Let every block compute with one torch thread: blocks share the cores, and bits do not depend on how many."""
+    torch = sys.modules.get("torch")  # loaded by the engine or the detector, if at all
+    before = torch.get_num_threads() if torch else 0
+    if torch:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if torch:
+            torch.set_num_threads(before)
 
 
 def _run_block(start, stop, table, hosts, boxes, rows, detector, config, bias, variants, common, folder, label):
