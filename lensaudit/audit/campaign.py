@@ -329,12 +329,12 @@ def stack_controls(controls):
 
 
 def compose_sheet(table, hosts, boxes, config, theta_E, seeing):
-    """Render, for each seeing and Einstein radius, the nearest injection.
+    """Render, for each seeing and Einstein radius, the brightest arc of the eight nearest injections.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        Scored injections; those of arc_snr_true above the median are shown.
+        Scored injections.
     hosts, boxes, config
         As in `run_injections`.
     theta_E, seeing : sequence of float [arcsec]
@@ -343,11 +343,10 @@ def compose_sheet(table, hosts, boxes, config, theta_E, seeing):
     -------
     ndarray of shape (n_seeing, n_theta, 65, 65, 3), float in [0, 1]
     """
-    bright = table[table["arc_snr_true"] >= table["arc_snr_true"].median()].reset_index(drop=True)
     pairs = [(s, t) for s in seeing for t in theta_E]
-    points = bright[["psfsize_r", "theta_E"]].to_numpy()
-    rows = [int(np.argmin(((points - np.array(pair)) ** 2).sum(axis=1))) for pair in pairs]
-    chosen = bright.iloc[rows].reset_index(drop=True)
+    points, snr = table[["psfsize_r", "theta_E"]].to_numpy(), table["arc_snr_true"].to_numpy()
+    near = [np.argsort(((points - np.array(pair)) ** 2).sum(axis=1), kind="stable")[:8] for pair in pairs]
+    chosen = table.iloc[[rows[np.argmax(snr[rows])] for rows in near]].reset_index(drop=True)
     index = pd.Series(np.arange(len(hosts)), hosts["host_index"]).loc[chosen["host_index"]].to_numpy()
     images, _ = inject(chosen, hosts.iloc[index].reset_index(drop=True), boxes[index], config, config.seed)
     pictures = make_rgb(images)

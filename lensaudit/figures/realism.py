@@ -108,7 +108,8 @@ def plot_checks(table, simulated=True):
         shown = np.clip([lower, value, upper], -3, 3)
         axis.plot(shown[[0, 2]], [place, place], color=colours[row["outcome"]], lw=1.2)
         axis.plot(shown[1], place, "o", color=colours[row["outcome"]], ms=3.5)
-        axis.text(3.1, place, f"{row['value']:.3g}   {row['outcome']}", va="center", fontsize=6)
+        number = f"{row['value']:.3g}" if np.isfinite(row["value"]) else "-"
+        axis.text(3.1, place, f"{number}   {row['outcome']}", va="center", fontsize=6)
         names.append(f"{row['check']} [{row['sample']}]")
     axis.set(yticks=range(len(own)), yticklabels=names, ylim=(len(own) - 0.5, -0.5), xlim=(-3, 4.2),
              xlabel="value on a scale with the limits at -1 and 1")  # fmt: skip
