@@ -6,7 +6,7 @@ through the same functions with wrong injections in place of the right ones. Eve
 conditional row (8.7 as written) and the twins row, because conditioning on the measured arc_snr can hide a wrong
 brightness; a control counts as caught when either row does not close, and the row that caught it is named.
 
-Departure: to 8.7's covariates the models add arc_energy (see `recovery.COVARIATES`); support is judged on 8.7's alone.
+The headline conditions on the six covariates of 8.7. A second row, `extended`, adds the antisymmetric arc energy.
 
 Left for later: more than one sky, population closure on blank bricks.
 """
@@ -18,7 +18,7 @@ from lensaudit import rng as streams
 from lensaudit import stats
 from lensaudit.artifacts import UserError
 from lensaudit.audit.recovery import (
-    SUPPORT,
+    EXTENDED,
     SUPPORT_BANDWIDTH,
     KernelModel,
     choose_model,
@@ -90,7 +90,7 @@ def find_supported(lenses, injections, config):
         Host-clustered Kish size of a Gaussian kernel half a (robust) standard deviation wide in 8.7's covariates.
     """
     good = has_covariates(lenses)
-    scaler = fit_scaler(injections, SUPPORT)
+    scaler = fit_scaler(injections)
     kernel = KernelModel(injections, np.zeros(len(injections)), SUPPORT_BANDWIDTH, scaler)
     n_eff = np.where(good, kernel.local_n_eff(lenses), 0.0)
     share = min(1.0, len(injections) / config.closure.n_injections)
@@ -127,7 +127,7 @@ def close_conditional(lenses, injections, threshold, choice, config, name):
     table = lenses[["galaxy_id"]].assign(supported=supported, local_n_eff=n_eff, p=np.nan,
                                          recovered=(lenses["logit"] > threshold).to_numpy())  # fmt: skip
     if len(use):
-        model = fit_model(choice, injections, flag, fit_scaler(injections))
+        model = fit_model(choice, injections, flag, fit_scaler(injections, choice["covariates"]))
         generator = streams.make_stream(config.seed, "audit/closure/bootstrap", name)
         p, draws = model.predict(use), model.draw(use, config.closure.n_bootstrap, generator)
         table.loc[supported, "p"] = p
@@ -208,7 +208,7 @@ def close_grid(lenses, grid, threshold, config, name, choice_bandwidth=SUPPORT_B
     if own.empty or lenses.empty:
         return make_empty_row() | {"n_eff": 0.0, "max_weight": np.nan, "guard_ok": False, "n_unsupported": 0}
     flag = (own["logit"] > threshold).to_numpy()
-    model = KernelModel(own, flag, choice_bandwidth, fit_scaler(own, SUPPORT), base / base.mean())
+    model = KernelModel(own, flag, choice_bandwidth, fit_scaler(own), base / base.mean())
     supported = model.local_n_eff(lenses) >= config.closure.min_local_n_eff
     use = lenses[supported].reset_index(drop=True)
     if use.empty:
@@ -231,12 +231,15 @@ def choose_models(injections, thresholds, config):
     Returns
     -------
     dict of name -> dict
-        As `recovery.choose_model`; None where the operating point has no threshold.
+        As `recovery.choose_model`, with the choice on the extended covariates under "extended"; None where the
+        operating point has no threshold.
     """
-    return {
-        name: None if threshold is None else choose_model(injections, injections["logit"] > threshold, config)
-        for name, threshold in thresholds.items()
-    }
+    def choose(flag):
+        extended = choose_model(injections, flag, config, covariates=EXTENDED)
+        return choose_model(injections, flag, config) | {"extended": extended}
+
+    return {name: None if threshold is None else choose(injections["logit"] > threshold)
+            for name, threshold in thresholds.items()}  # fmt: skip
 
 
 def run_closure(lenses, injections, twins, grid, controls, thresholds, choices, config, detector):
@@ -272,6 +275,8 @@ def run_closure(lenses, injections, twins, grid, controls, thresholds, choices, 
         else:
             row, table = close_conditional(lenses, injections, threshold, choices[name], config, f"{name}/main")
             supported = lenses[table["supported"].to_numpy()].reset_index(drop=True)
+            row["extended"], _ = close_conditional(supported, injections, threshold, choices[name]["extended"], config,
+                                                   f"{name}/extended")  # fmt: skip
             row["twins"] = close_twins(supported, twins, threshold, config, f"{name}/twins")
             row["grid"] = close_grid(supported, grid, threshold, config, f"{name}/grid")
             row["controls"] = {
@@ -287,7 +292,8 @@ def run_closure(lenses, injections, twins, grid, controls, thresholds, choices, 
 
 def _leave_empty(lenses, controls):
     empty = make_empty_row() | {"n_unsupported": len(lenses)}
-    row = empty | {"twins": dict(empty), "grid": empty | {"n_eff": 0.0, "max_weight": np.nan, "guard_ok": False},
+    row = empty | {"twins": dict(empty), "extended": dict(empty),
+                   "grid": empty | {"n_eff": 0.0, "max_weight": np.nan, "guard_ok": False},
                    "controls": {kind: {"must_fail": kind in MUST_FAIL, "caught": False, "caught_by": [],
                                        "conditional": dict(empty), "twins": dict(empty)} for kind in controls},
                    "model": "", "model_scores": {}}  # fmt: skip
@@ -321,7 +327,7 @@ def tabulate_closure(closure):
     points = {"headline": closure} | {k: v for k, v in closure.items() if k.startswith("fpr_")}
     rows = []
     for point, entry in points.items():
-        parts = {"main": entry, "twins": entry["twins"], "grid": entry["grid"]}
+        parts = {"main": entry} | {kind: entry[kind] for kind in ("extended", "twins", "grid")}
         for kind, control in entry["controls"].items():
             parts |= {f"{kind} / conditional": control["conditional"], f"{kind} / twins": control["twins"]}
         for name, part in parts.items():

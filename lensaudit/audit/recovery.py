@@ -17,10 +17,10 @@ from lensaudit import rng as streams
 from lensaudit import stats
 from lensaudit.artifacts import UserError
 
-# The six of SPEC 8.7, and arc_energy: the summed flux of an arc below its host's noise hardly orders arcs by
-# brightness (rank correlation 0.2 with the true S/N on drawn arcs, 0.6 for arc_energy), and lenses are found by it.
-SUPPORT = ("theta_E", "psfsize_r", "depth_r", "arc_snr", "arc_g_r", "mag_host")
-COVARIATES = (*SUPPORT, "arc_energy")
+# The six of SPEC 8.7. The extended set adds the antisymmetric arc energy, which orders arcs by their true S/N better
+# than the summed flux does; its row stands beside the headline and never in its place.
+COVARIATES = ("theta_E", "psfsize_r", "depth_r", "arc_snr", "arc_g_r", "mag_host")
+EXTENDED = (*COVARIATES, "arc_energy")
 SUPPORT_BANDWIDTH = 0.5  # of the robust scatter of each covariate; defines the local effective size
 CANDIDATES = (("kernel", 0.3), ("kernel", 0.45), ("kernel", 0.7), ("spline", 0.3), ("spline", 3.0), ("spline", 30.0))
 N_FOLDS = 5
@@ -185,7 +185,7 @@ def fit_model(choice, table, flag, scaler, weights=None):
     return model(table, flag, parameter, scaler, weights)
 
 
-def choose_model(table, flag, config, candidates=CANDIDATES):
+def choose_model(table, flag, config, candidates=CANDIDATES, covariates=COVARIATES):
     """Choose the model of P(recovered) by cross-validated log-score, folds by host brick.
 
     Parameters
@@ -195,6 +195,7 @@ def choose_model(table, flag, config, candidates=CANDIDATES):
     flag : array_like of bool, shape (N,)
     config : lensaudit.config.Config
     candidates : sequence of (kind, parameter)
+    covariates : sequence of str
 
     Returns
     -------
@@ -209,7 +210,7 @@ def choose_model(table, flag, config, candidates=CANDIDATES):
     order = streams.hash_order(config.seed, "audit/recovery/scored", table["injection_id"].astype(str))
     scored = np.zeros(len(table), dtype=bool)
     scored[np.argsort(order)[:MAX_SCORED]] = True
-    scaler, out = fit_scaler(table), {}
+    scaler, out = fit_scaler(table, covariates), {}
     for kind, parameter in (*candidates, ("constant", 0.0)):
         total, count = 0.0, 0
         for number in range(N_FOLDS):

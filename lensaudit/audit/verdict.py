@@ -68,14 +68,14 @@ def decide_verdict(row, config):
     Returns
     -------
     dict
-        closes (bool) and verdict, one of `VERDICTS`. With fewer lenses than `closure.min_lenses` the verdict is "too
-        few" whatever the numbers (inside and tertiles_inside still tell); then a recall or tertile outside is "does
-        not close"; then an interval wider than `closure.max_half_width` is "inconclusive".
+        closes (bool) and verdict, one of `VERDICTS`. A recall or tertile outside is "does not close" however few the
+        lenses; then fewer lenses than `closure.min_lenses` are "too few" and an interval wider than
+        `closure.max_half_width` is "inconclusive".
     """
-    if row["n_lenses"] < config.closure.min_lenses:
-        verdict = "too few"
-    elif not (row["inside"] and row["tertiles_inside"]):
+    if not (row["inside"] and row["tertiles_inside"]):
         verdict = "does not close"
+    elif row["n_lenses"] < config.closure.min_lenses:
+        verdict = "too few"
     elif row["half_width"] > config.closure.max_half_width:
         verdict = "inconclusive"
     else:

@@ -6,7 +6,8 @@ from matplotlib.patches import Rectangle
 from lensaudit.figures.style import COLOURS, SEQUENTIAL, label, mark_simulated, new_figure
 
 ROW_NAMES = {
-    "main": "closure set", "twins": "twins", "grid": "grid, reweighted", "random_hosts": "random hosts",
+    "main": "closure set", "extended": "closure set, with arc energy", "twins": "twins", "grid": "grid, reweighted",
+    "random_hosts": "random hosts",
     "faint": "sources 1 mag too faint", "red": r"source $g-r$ = 1.15", "gain_150": r"gain 150 e$^-$/nMgy",
     "gaussian_psf": "Gaussian PSF, psfsize as FWHM", "psfsize_20": "psfsize 20 % too large",
 }  # fmt: skip
@@ -201,7 +202,7 @@ def _draw_rows(axis, rows):
         axis.errorbar([row["predicted"]], [place], xerr=errors, fmt="o", color=colour, ms=3.5, lw=1.2)
         axis.text(1.01, place, row["verdict"], va="center", fontsize=6, color=colour,
                   transform=axis.get_yaxis_transform())  # fmt: skip
-    axis.axhline(2.5, color="0.8", lw=0.6)
+    axis.axhline(3.5, color="0.8", lw=0.6)
     axis.set(yticks=range(len(rows)), yticklabels=names, ylim=(len(rows) - 0.5, -0.5))
     axis.set_xlabel(f"recall at FPR {main['fpr']:g}")
     axis.tick_params(axis="y", labelsize=6, length=0)

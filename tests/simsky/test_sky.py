@@ -49,7 +49,8 @@ def test_sweeps_have_the_dr10_schema(small):
         hdus.verify("exception")
         columns = {c.name: c.format for c in hdus[1].columns}
     expected = {"RELEASE": "I", "BRICKID": "J", "BRICKNAME": "8A", "OBJID": "J", "TYPE": "3A", "RA": "D", "DEC": "D",
-                "DCHISQ": "5E", "EBV": "E", "MASKBITS": "J", "FITBITS": "I", "NOBS_G": "I", "ANYMASK_I": "I", "ALLMASK_Z": "I",
+                "DCHISQ": "5E", "EBV": "E", "MASKBITS": "J", "FITBITS": "I", "NOBS_G": "I", "ANYMASK_I": "I",
+                "ALLMASK_Z": "I",
                 "SHAPE_R": "E", "SHAPE_E1": "E", "SERSIC": "E", "REF_CAT": "2A", "REF_ID": "K"}  # fmt: skip
     for name in ("FLUX", "FLUX_IVAR", "MW_TRANSMISSION", "RCHISQ", "FRACFLUX", "FRACMASKED", "FRACIN", "FIBERFLUX",
                  "FIBERTOTFLUX", "PSFSIZE", "PSFDEPTH", "GALDEPTH"):  # fmt: skip
@@ -170,7 +171,8 @@ def test_stamp_holds_the_arcs_truth_promises(small):
 def test_sky_noise_of_a_stamp_matches_its_depth(small):
     # Robust RMS of the empty corner pixels over the white-equivalent sigma is 0.894, the Lanczos kernel's.
     config, folder, _ = small
-    truth, conditions = read(folder, "truth/galaxies"), read(folder, "truth/conditions").set_index(["brickid", "quarter"])
+    truth = read(folder, "truth/galaxies")
+    conditions = read(folder, "truth/conditions").set_index(["brickid", "quarter"])
     rows = truth[(truth["kind"] == "galaxy") & (truth["R"] < 1.0)].iloc[::40].iloc[:25]
     images, _ = SkyPixels(folder, config.seed).read(rows)
     ratios = []
