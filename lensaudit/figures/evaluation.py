@@ -142,12 +142,14 @@ def plot_recall_cells(table, simulated=True):
         for (point, rows), colour, shift in zip(part.groupby("point", sort=False),
                                                 (COLOURS["blue"], COLOURS["vermilion"], COLOURS["green"]),
                                                 (-0.01, 0.01, 0.03), strict=False):  # fmt: skip
-            span = part["high"].max() - part["low"].min()
+            span = 0.0 if name == "arc_snr" else part["high"].max() - part["low"].min()
             error = np.abs(rows[["lower", "upper"]].to_numpy().T - rows["recall"].to_numpy())
             axis.errorbar(rows["centre"] + shift * span, rows["recall"], yerr=error, fmt="o", color=colour,
                           elinewidth=0.7, label=POINT_LABELS.get(point, point))  # fmt: skip
             axis.hlines(rows["recall"], rows["low"], rows["high"], color=colour, lw=0.6, alpha=0.6)
         axis.set(xlabel=label(name), ylim=(0, 1))
+        if name == "arc_snr":  # linear within the noise, logarithmic above: a few bright arcs span the axis otherwise
+            axis.set_xscale("symlog", linthresh=3.0)
     axes[0, 0].set_ylabel("recall, Tier A")
     axes[0, 0].legend(loc="upper left")
     return mark_simulated(fig, simulated)
