@@ -13,6 +13,7 @@ from lensaudit.artifacts import UserError
 from lensaudit.constants import BANDS
 from lensaudit.injection.population import load_prior, magnitude_to_sigma, rest_magnitude
 
+N_RECENTRE = 8  # steps that take the regression to the mean out of the twins' hosts
 SIGMA_SCATTER = 0.08  # dex of sigma at fixed magnitude (Hyde & Bernardi 2009: 0.07-0.08), photo-z error included
 SIGMA_FLOOR = 120.0  # km/s; fainter galaxies lens no arc wider than 0.4 arcsec
 REDSHIFT_SCATTER = 0.03  # of (1 + z), photo-z error and matching tolerance together
@@ -193,8 +194,9 @@ def match_conditions(hosts, lenses, n, seed, pool=None):
 
     Notes
     -----
-    Nearest in psfsize_r / 0.08, depth_r / 0.2, mag_r / 0.3, z / 0.06 and, where given, g-r / 0.2 and r-z / 0.15, among
-    the deflector population.
+    Nearest in psfsize_r / 0.08, depth_r / 0.2, mag_r / 0.15, z / 0.05 and, where given, g-r / 0.2, r-z / 0.15 and
+    log10(shape_r) / 0.1, among the deflector population. Bright, large galaxies are rare, so that the nearest hosts are
+    fainter and smaller on average; the point searched around is moved until their mean is the lens.
     """
     rows = np.flatnonzero(hosts["in_deflector"].to_numpy())
     if not len(rows):
@@ -206,16 +208,22 @@ def match_conditions(hosts, lenses, n, seed, pool=None):
     tree = cKDTree(np.stack([theirs[k] for k in shared], 1)[finite])
     target = np.nan_to_num(np.stack([ours[k] for k in shared], 1), nan=0.0)
     k = min(pool or 2 * n, len(rows))
-    _, near = tree.query(target, k=k)
-    near = near.reshape(len(lenses), k)
+    known = np.isfinite(np.stack([ours[k] for k in shared], 1))
+    centre = target.copy()
+    for _ in range(N_RECENTRE):
+        near = tree.query(centre, k=k)[1].reshape(len(lenses), k)
+        offset = np.where(known, tree.data[near].mean(axis=1) - target, 0.0)
+        centre = target + np.clip(centre - target - 0.5 * offset, -3.0, 3.0)
     order = np.argsort(rng.draw_uniforms(seed, "hosts/twins", list(lenses["galaxy_id"]), k), axis=1)
     shuffled = np.take_along_axis(near, order, axis=1)
     return rows[shuffled[:, np.arange(n) % k]]
 
 
 def _match_axes(table):
-    axes = {"psfsize_r": table["psfsize_r"] / 0.08, "depth_r": table["depth_r"] / 0.2, "mag_r": table["mag_r"] / 0.3,
-            "z": table["z_lens"] / 0.06}  # fmt: skip
+    axes = {"psfsize_r": table["psfsize_r"] / 0.08, "depth_r": table["depth_r"] / 0.2, "mag_r": table["mag_r"] / 0.15,
+            "z": table["z_lens"] / 0.05}  # fmt: skip
+    if "shape_r" in table:
+        axes["size"] = np.log10(np.clip(table["shape_r"], 0.1, None)) / 0.1
     mags = {b: table[f"mag_{b}"] for b in BANDS if f"mag_{b}" in table}
     for b in mags:
         if f"mw_transmission_{b}" in table:

@@ -26,8 +26,11 @@ _LENS = LensModel(["EPL", "SHEAR"])
 
 
 @functools.cache
-def make_library(seed, n=150000):
+def make_library(seed, n=4000000):
     """Draw the library of lens-source pairs from which parents are taken.
+
+    It is large, so that hardly any pair is taken twice: a lens of the test sample must not share its deflector and its
+    source with one of the training sample.
 
     Returns
     -------

@@ -14,7 +14,7 @@ ZERO = 22.5  # AB mag of 1 nMgy
 GAIN = {"g": 44.0, "r": 53.0, "z": 39.0}  # e-/s/nMgy: zero points 26.61, 26.82, 26.48 at 1 e-/s
 EXTINCTION = {"g": 3.214, "r": 2.165, "z": 1.211}  # A/E(B-V) on SFD98
 READ_NOISE = 7.0  # e- per pixel and exposure
-DARK_SKY = {"g": 22.0, "r": 21.0, "z": 19.0}  # mag/arcsec^2, approximate dark-time values
+DARK_SKY = {"g": 22.0, "r": 21.0, "z": 18.4}  # mag/arcsec^2; z so that 10 exposures of 90 s reach the deep mode
 LIGHT_SPEED = 299792.458  # km/s
 COSMOLOGY = FlatLambdaCDM(H0=70.0, Om0=0.3)
 _Z = np.concatenate([[0.0], np.geomspace(1e-3, 8.0, 2000)])

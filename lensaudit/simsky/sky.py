@@ -18,8 +18,9 @@ from lensaudit.simsky.population import (
     make_early_grid,
     style_confuser,
 )
-from lensaudit.simsky.tables import RELEASE, add_masks, add_neighbours, measure_catalogue, write_sweeps
+from lensaudit.simsky.tables import RELEASE, add_masks, add_neighbours, measure_catalogue, unit_vectors, write_sweeps
 
+BLENDED = 1.5  # arcsec; closer pairs are one source to the survey
 UNITS = {"ra": "deg", "dec": "deg", "theta_E": "arcsec", "source_x": "arcsec", "source_y": "arcsec",
          "source_R": "arcsec", "sigma_v": "km/s", "flux_g": "nMgy", "flux_r": "nMgy", "flux_z": "nMgy", "R": "arcsec",
          "flux_lensed_g": "nMgy", "flux_lensed_r": "nMgy", "flux_lensed_z": "nMgy", "phi": "rad", "pa": "rad",
@@ -158,15 +159,17 @@ def _draw_star_rows(rng, n_bricks):
 
 
 def _finish_galaxies(seed, galaxies, bricks):
-    # Ids, quarters, extinction and photometric redshifts; ordinary galaxies too close to a lens are left out.
+    # Ids, quarters, extinction and photometric redshifts. A galaxy the survey could not tell from a lens is left out;
+    # all others stay, so that lenses have companions as often as other galaxies do.
     rng, p = make_stream(seed, "simsky/finish"), load_population()["field"]
     empty = {"is_lens": False, "is_catalogued": False, "is_wrong": False, "tier": "", "channel": "", "kind": "galaxy"}
     for name, value in empty.items():
         galaxies[name] = galaxies[name].where(galaxies[name].notna(), value) if name in galaxies else value
-    plane = np.stack([galaxies["ra"] * np.cos(np.radians(galaxies["dec"])), galaxies["dec"]], axis=1) * 3600.0
+    points = unit_vectors(galaxies["ra"], galaxies["dec"])
     special = (galaxies["is_lens"].astype(bool) | galaxies["is_wrong"].astype(bool)).to_numpy()
-    distance, _ = cKDTree(plane[special]).query(plane, distance_upper_bound=8.0)
-    galaxies = galaxies[special | ~(distance < 8.0)].sort_values("brick", kind="stable").reset_index(drop=True)
+    limit = np.radians(BLENDED / 3600.0)
+    distance, _ = cKDTree(points[special]).query(points, distance_upper_bound=limit)
+    galaxies = galaxies[special | ~(distance < limit)].sort_values("brick", kind="stable").reset_index(drop=True)
     galaxies["quarter"] = _find_quarter(galaxies, bricks)
     box = bricks.iloc[galaxies["brick"].to_numpy()]
     galaxies["brickid"], galaxies["brickname"] = box["brickid"].to_numpy(), box["brickname"].to_numpy()

@@ -112,8 +112,7 @@ def _measure_shapes(rng, truth, kind, point):
 
 def add_neighbours(columns, truth):
     """Fill FRACFLUX from neighbours within 8 arcsec and flag fits that a bright neighbour influenced, in place."""
-    x, y, z = _unit(truth["ra"], truth["dec"])
-    tree = cKDTree(np.stack([x, y, z], axis=1))
+    tree = cKDTree(unit_vectors(truth["ra"], truth["dec"]))
     pairs = tree.query_pairs(np.radians(8.0 / 3600.0), output_type="ndarray").reshape(-1, 2)
     pairs = np.concatenate([pairs, pairs[:, ::-1]])
     separation = np.degrees(np.linalg.norm(tree.data[pairs[:, 0]] - tree.data[pairs[:, 1]], axis=1)) * 3600.0
@@ -135,8 +134,8 @@ def add_masks(rng, columns, truth, stars):
     Radii follow the survey since DR9, 1630 * 1.396**-G arcsec for G < 16 (MEDIUM), and half of it for G < 13 (BRIGHT).
     """
     bits = np.zeros(len(truth), dtype=np.int32)
-    tree = cKDTree(np.stack(_unit(truth["ra"], truth["dec"]), axis=1))
-    centres = np.stack(_unit(stars["ra"], stars["dec"]), axis=1)
+    tree = cKDTree(unit_vectors(truth["ra"], truth["dec"]))
+    centres = unit_vectors(stars["ra"], stars["dec"])
     radius = 1630.0 * 1.396 ** -stars["mag"].to_numpy()
     for flag, limit, share in ((BIT_MEDIUM, 16.0, 1.0), (BIT_BRIGHT, 13.0, 0.5)):
         chosen = np.flatnonzero(stars["mag"].to_numpy() < limit)
@@ -152,9 +151,10 @@ def add_masks(rng, columns, truth, stars):
     columns["MASKBITS"] = bits
 
 
-def _unit(ra, dec):
+def unit_vectors(ra, dec):
+    """Unit vectors of positions in degrees, shape (N, 3)."""
     ra, dec = np.radians(np.asarray(ra)), np.radians(np.asarray(dec))
-    return np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)
+    return np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], axis=1)
 
 
 def write_sweeps(stage, columns, names):
