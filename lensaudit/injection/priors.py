@@ -123,7 +123,7 @@ def draw_grid(hosts, grid, seed, prior="collett", config=None, workers=1):
 
 def _draw_sharded(ids, plan, hosts, seed, name, prior, config, workers):
     """Draw the accepted rows of all ids, in blocks."""
-    blocks = np.array_split(np.arange(len(ids)), max(1, min(len(ids) // 512, 64)))
+    blocks = np.array_split(np.arange(len(ids)), max(1, min(len(ids) // 2048, 64)))
     shards = [(ids[b], None if plan is None else plan.iloc[b]) for b in blocks if len(b)]
     task = functools.partial(_draw_block, hosts=hosts, seed=seed, name=name, prior=prior, config=config)
     parts = map_shards(task, shards, workers, f"drawing {name}" if len(shards) > 1 else "")
