@@ -137,7 +137,7 @@ class CompletenessConfig:
     seeing: tuple = (0.90, 1.05, 1.20, 1.35, 1.50, 1.65, 1.80)
     depth: tuple = (22.5, 23.0, 23.5, 24.0, 24.5, 25.0, 25.5)
     depth_385: tuple = (22.5, 23.0, 23.5, 24.0, 24.5)
-    n_per_cell: int = 200
+    n_per_cell: int = 204  # a few more than min_injections, as some come to nothing
     min_injections: int = 200
     min_n_eff: float = 50.0
     min_bricks: int = 3
