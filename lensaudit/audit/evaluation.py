@@ -152,7 +152,8 @@ def measure_strata(test, thresholds, point, config):
     DataFrame
         ``axis``, ``stratum``, ``n_positive``, ``n_negative``, then ``auc``, ``recall``, ``fpr`` with ``_lower``,
         ``_upper`` (95 %), ``ece``, ``mce``, and ``refused`` with the reasons for what is NaN. Negatives carry their
-        inverse inclusion probability in ``fpr``; along the conditions and TYPE only N1 counts there.
+        inverse inclusion probability in ``fpr``, and only N1 counts, which holds confusers at their natural rate; N2,
+        a further draw of confusers, has its own row along the pools and enters nothing else there.
     """
     threshold = thresholds[point]["threshold"]
     inclusion = test["inclusion_probability"].to_numpy(dtype=float)
@@ -162,9 +163,9 @@ def measure_strata(test, thresholds, point, config):
         if not set(columns) <= set(test):
             continue
         of_negatives = axis in ("pool", "confuser proxy", "confuser label")
-        used = weights if of_negatives else parent_weights(test)
-        members = test.assign(_weight=used)
-        members = members[(members["label"] == 0) & (members[columns] != "").all(axis=1)] if of_negatives else members
+        members = test.assign(_weight=weights if axis == "pool" else parent_weights(test))
+        if of_negatives:
+            members = members[(members["_weight"] > 0) & (members[columns] != "").all(axis=1)]
         parts = {" / ".join(str(s) for s in stratum): part for stratum, part in members.groupby(columns)}
         rows += [{"axis": axis, "stratum": name} | _measure_stratum(parts[name], threshold, config.n_bins)
                  for name in sorted(parts, key=order_bins)]  # fmt: skip

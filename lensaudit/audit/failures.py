@@ -41,8 +41,9 @@ def rate_false_positives(test, thresholds, points):
 
     Notes
     -----
-    Galaxies carry their inverse inclusion probability. "all" and the conditions refer to the parent population N1;
-    pools, proxies and labels to themselves. Proxies are catalogue cuts, not identifications.
+    Galaxies of N1 carry their inverse inclusion probability and stand for the parent population, confusers at their
+    natural rate included; N2, a further draw of confusers, counts in its own row of the axis "pool" only, where pools
+    overlap and no share is given. Proxies are catalogue cuts, not identifications.
     """
     negative = test[test["label"] == 0]
     own = 1.0 / negative["inclusion_probability"].to_numpy(dtype=float)
@@ -52,7 +53,7 @@ def rate_false_positives(test, thresholds, points):
         for axis, columns in AXES:
             if not set(columns) <= set(negative):
                 continue
-            of_pool = axis in ("pool", "confuser proxy", "confuser label")
+            of_pool = axis == "pool"
             table = negative.assign(_flag=flag, _weight=own if of_pool else parent)
             table = table[(table["_weight"] > 0) & (table[columns].fillna("") != "").all(axis=1)]
             total = (table["_flag"] * table["_weight"]).sum()
@@ -62,9 +63,10 @@ def rate_false_positives(test, thresholds, points):
                 part = parts[name]
                 rate, lower, upper = weigh_fraction(part["_flag"], part["_weight"])
                 mass = (part["_flag"] * part["_weight"]).sum()
+                share = mass / total if total and not of_pool else np.nan
                 rows.append({"point": point, "axis": axis, "stratum": name, "n": len(part),
                              "k": int(part["_flag"].sum()), "per_1e4": 1e4 * rate, "lower": 1e4 * lower,
-                             "upper": 1e4 * upper, "share": mass / total if total else np.nan})  # fmt: skip
+                             "upper": 1e4 * upper, "share": share})  # fmt: skip
     return pd.DataFrame(rows)
 
 

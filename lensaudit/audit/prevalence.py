@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lensaudit.artifacts import UserError
+from lensaudit.audit.thresholds import parent_weights
 from lensaudit.rng import make_stream
 from lensaudit.stats import summarise_draws
 
@@ -82,8 +83,9 @@ def compose_top(test, prevalences=PREVALENCES, fractions=TOP_FRACTIONS, n_scanne
     Parameters
     ----------
     test : DataFrame
-        Joined test table; Tier-A lenses stand for lenses, negatives of all pools (with their inverse inclusion
-        probabilities) for the galaxies.
+        Joined test table; Tier-A lenses stand for lenses, negatives of N1 (with their inverse inclusion
+        probabilities) for the galaxies. N1 holds confusers at their natural rate; N2 is a further draw of confusers
+        and would count them twice.
     prevalences, fractions : sequence of float
     n_scanned : int
 
@@ -96,12 +98,12 @@ def compose_top(test, prevalences=PREVALENCES, fractions=TOP_FRACTIONS, n_scanne
         "lens" with its upper bound as ``share``, min(1, prevalence x recall at the loosest computable cut / top).
     """
     lens = (test["label"] == 1) & (test["tier"] == "A")
-    table = test[lens | (test["label"] == 0)]
+    galaxy_weight = parent_weights(test)
+    table = test[lens | (galaxy_weight > 0)]
     is_lens = table["label"].to_numpy() == 1
     if not is_lens.any() or is_lens.all():
         raise UserError("the composition of the top needs Tier-A lenses and galaxies in the test table")
-    inclusion = np.where(is_lens, 1.0, table["inclusion_probability"].to_numpy(dtype=float))
-    mass = 1.0 / inclusion
+    mass = np.where(is_lens, 1.0, galaxy_weight[lens | (galaxy_weight > 0)])
     component = np.where(is_lens, "lens", name_components(table))
     order = np.argsort(-table["logit"].to_numpy(), kind="stable")
     lens_share = np.cumsum(is_lens[order]) / is_lens.sum()

@@ -1,6 +1,6 @@
 """Hosts: real galaxies of the test split that lenses are put into, and how well each fits a given deflector.
 
-Two populations: deployment (every usable test negative, weighted to the parent sample) and deflector (luminous red
+Two populations: deployment (usable test negatives of N1, weighted to the parent sample) and deflector (luminous red
 galaxies whose velocity dispersion, from magnitude and redshift, can make the wanted Einstein radius).
 """
 
@@ -74,8 +74,10 @@ def make_hosts(samples, stamps, prior="collett"):
     pandas.DataFrame
         host_index, galaxy_id, cutout_path, brickname, survey columns, q_light, phi_light [rad, lenstronomy convention],
         sigma_v [km/s] expected from the photometry, deployment_weight, deflector_weight (both normalised to mean 1
-        over their population, 0 outside), in_deployment, in_deflector. Sorted by galaxy_id, so row order does not
-        depend on that of the inputs.
+        over their population, 0 outside), in_deployment, in_deflector. Both populations are of pool N1 where the pool
+        is given: N1 holds confusers at their natural rate, N2 is a further draw of them and would count them twice.
+        Hosts of N2 stay in the table for the random-hosts control. Sorted by galaxy_id, so row order does not depend
+        on that of the inputs.
 
     Raises
     ------
@@ -98,8 +100,9 @@ def make_hosts(samples, stamps, prior="collett"):
     hosts["sigma_v"] = estimate_sigma(hosts, prior)
     colours = intrinsic_colours(hosts)
     usable = np.isfinite(hosts["sigma_v"]) & (hosts["sigma_v"] > SIGMA_FLOOR)
-    hosts["in_deployment"] = True
-    hosts["in_deflector"] = (usable & is_red(colours[:, 0], colours[:, 1], hosts["z_phot"])).to_numpy()
+    hosts["in_deployment"] = (hosts["pool"] == "N1") if "pool" in hosts else True
+    red = usable & is_red(colours[:, 0], colours[:, 1], hosts["z_phot"])
+    hosts["in_deflector"] = (red & hosts["in_deployment"]).to_numpy()
     chance = table["inclusion_probability"].to_numpy() if "inclusion_probability" in table else np.ones(len(table))
     base = 1.0 / np.clip(np.nan_to_num(chance, nan=1.0), 1e-6, 1.0)
     for name in ("deployment", "deflector"):
@@ -273,9 +276,9 @@ def swap_hosts(table, hosts, seed, population="deployment"):
 
 def count_deflectors(hosts):
     """Return a one-row summary of the host table for a notebook."""
-    d = hosts[hosts["in_deflector"]]
+    whole, d = hosts[hosts["in_deployment"]], hosts[hosts["in_deflector"]]
     return pd.DataFrame({
-        "population": ["deployment", "deflector"], "n_hosts": [len(hosts), len(d)],
-        "n_bricks": [hosts["brickname"].nunique(), d["brickname"].nunique()],
-        **{name: [hosts[name].median(), d[name].median()] for name in ("mag_r", "z_phot", "sigma_v")},
+        "population": ["deployment", "deflector"], "n_hosts": [len(whole), len(d)],
+        "n_bricks": [whole["brickname"].nunique(), d["brickname"].nunique()],
+        **{name: [whole[name].median(), d[name].median()] for name in ("mag_r", "z_phot", "sigma_v")},
     })  # fmt: skip

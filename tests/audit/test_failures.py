@@ -8,18 +8,21 @@ from lensaudit.artifacts import UserError
 from lensaudit.audit import channels, failures, prevalence
 from lensaudit.rng import make_stream
 
+RING_SHARE = 0.05  # of the parent sample, so of N1
+
 
 def make_test(n=20000, n_lenses=400, seed=1):
     rng = make_stream(seed, "tests/failures")
     total = n + n_lenses
     label = np.r_[np.zeros(n, int), np.ones(n_lenses, int)]
-    ring = (rng.random(total) < 0.2) & (label == 0)
+    extra = (rng.random(total) < 0.2) & (label == 0)
+    ring = extra | ((rng.random(total) < RING_SHARE) & (label == 0))
     return pd.DataFrame({
         "galaxy_id": [f"g{i}" for i in range(total)], "cutout_path": [f"s#{i}" for i in range(total)], "label": label,
-        "tier": np.where(label == 1, "A", "N1"), "pool": np.where(ring, "N2", np.where(label == 0, "N1", "")),
+        "tier": np.where(label == 1, "A", "N1"), "pool": np.where(extra, "N2", np.where(label == 0, "N1", "")),
         "confuser_category": np.where(ring, "ring_proxy", ""), "confuser_proxy": np.where(ring, "ring_proxy", ""),
         "type": "DEV",
-        "inclusion_probability": np.where(ring, 0.5, 0.1), "logit": rng.normal(size=total) + 3 * label + 1.0 * ring,
+        "inclusion_probability": np.where(extra, 0.5, 0.1), "logit": rng.normal(size=total) + 3 * label + 1.0 * ring,
         "seeing_bin": rng.choice(["a", "b"], total), "arc_snr": rng.normal(size=total),
         "detectability": rng.normal(size=total),
     })  # fmt: skip
@@ -46,7 +49,7 @@ def test_composition_adds_up_and_knows_its_limit():
     reported = table[table.status == "reported"]
     assert np.allclose(reported.groupby("top").share.sum(), 1.0)
     top = table[table.top == 1e-2].set_index("component")
-    # Rings are 20 % of the sample at inclusion 0.5, so 4.8 % of the sky, and stand one sigma higher.
+    # Rings are 5 % of the sky and stand one sigma higher.
     assert 0.2 < top.share["ring_proxy"] < 0.5 and top.share["lens"] < 0.011
     assert top.expected.sum() == pytest.approx(430_000)
     last = table[table.top == 1e-4]
@@ -56,12 +59,28 @@ def test_composition_adds_up_and_knows_its_limit():
         prevalence.compose_top(make_test(n_lenses=0))
 
 
+def test_confusers_keep_the_parents_share():
+    """N1 holds them at their natural rate; the further draw N2 does not count them again."""
+    table = make_test()
+    whole = prevalence.compose_top(table, prevalences=(1e-4,), fractions=(1.0,)).set_index("component")
+    n1 = (table["pool"] == "N1").sum()
+    error = np.sqrt(RING_SHARE * (1 - RING_SHARE) / n1)
+    assert whole.share["ring_proxy"] == pytest.approx(RING_SHARE, abs=4 * error)
+    assert whole.n_sampled["ring_proxy"] + whole.n_sampled["plain DEV"] == n1
+
+
 def test_false_positive_rates_are_weighted():
     table, cuts = make_test(), {"p": {"threshold": 2.0}}
     rates = failures.rate_false_positives(table, cuts, ["p"]).set_index(["axis", "stratum"])
     assert rates.lower[("pool", "N2")] < 1e4 * 0.1587 < rates.upper[("pool", "N2")]  # P(N(1, 1) > 2)
-    assert rates.lower[("all", "all")] < 1e4 * 0.02275 < rates.upper[("all", "all")]
-    assert rates.loc["pool"].share.sum() == pytest.approx(1)
+    plain, ring = 0.02275, 0.1587
+    expected = 1e4 * ((1 - RING_SHARE) * plain + RING_SHARE * ring)
+    assert rates.lower[("all", "all")] < expected < rates.upper[("all", "all")]
+    assert rates.loc["pool"].share.isna().all() and rates.loc["seeing"].share.sum() == pytest.approx(1)
+    # Proxies count in the parent sample alone.
+    own = rates.loc[("confuser proxy", "ring_proxy")]
+    assert own.n == ((table["pool"] == "N1") & (table["confuser_proxy"] != "")).sum()
+    assert own.lower < 1e4 * ring < own.upper
     assert rates.loc["seeing"].n.sum() == rates.n[("all", "all")]
 
 

@@ -209,6 +209,22 @@ def test_hosts_are_test_negatives_only():
         host_module.make_hosts(samples.assign(split="train"), stamps)
 
 
+def test_confusers_keep_the_parents_share_among_hosts():
+    """N1 samples all galaxies, N2 the confusers once more; only N1 carries population weight."""
+    samples, stamps = make_samples(900)
+    confuser = np.random.default_rng(3).random(900) < 0.2
+    first = np.arange(900) < 600
+    drawn = samples[first | confuser].assign(inclusion_probability=np.where(first, 0.1, 0.4)[first | confuser],
+                                             confuser=confuser[first | confuser],
+                                             pool=np.where(first, "N1", "N2")[first | confuser])  # fmt: skip
+    hosts = host_module.make_hosts(drawn, stamps).merge(drawn[["galaxy_id", "confuser"]], on="galaxy_id")
+    share = np.average(hosts["confuser"], weights=hosts["deployment_weight"])
+    assert abs(share - 0.2) < 4 * np.sqrt(0.2 * 0.8 / 600)
+    extra = hosts["pool"] == "N2"
+    assert extra.any() and not hosts.loc[extra, ["in_deployment", "in_deflector"]].any().any()
+    assert (hosts.loc[extra, ["deployment_weight", "deflector_weight"]] == 0).all().all()
+
+
 def test_deflectors_are_massive_and_red(hosts):
     chosen = hosts[hosts["in_deflector"]]
     assert (chosen["sigma_v"] > 120).all() and (chosen["type"] == "SER").mean() > 0.95
