@@ -96,7 +96,7 @@ def compare_recall(recall, folds, silver, points):
     Parameters
     ----------
     recall, silver : DataFrame
-        From `evaluation.measure_recall`, of the test split and of lenses from a channel not used in training.
+        From `evaluation.measure_recall`, of the test split and of the silver lenses.
     folds : dict of point -> DataFrame
         From `cross_validate_regions`.
     points : sequence of str
@@ -104,8 +104,8 @@ def compare_recall(recall, folds, silver, points):
     Returns
     -------
     DataFrame
-        ``group``, ``name``, ``point``, ``n``, ``recall``, ``lower``, ``upper`` (95 %). The other channel's lenses are a
-        silver sample: listed by another search, not known to be complete or independent of the imaging.
+        ``group``, ``name``, ``point``, ``n``, ``recall``, ``lower``, ``upper`` (95 %). Silver lenses are listed by an
+        independent channel and kept out of training; most were found by imaging too, and none need be complete.
     """
     held = recall[recall["subset"].isin(["Tier A", "Tier B", "Tier A, visible", "Tier A, invisible"])]
     parts = [held.assign(group="held-out", name="held-out " + held["subset"])]

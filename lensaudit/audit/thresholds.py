@@ -211,7 +211,8 @@ def bound_contamination(recall, fpr=1e-4, prevalence=PREVALENCE_RANGE):
     ----------
     recall : DataFrame
         From `evaluation.measure_recall`. Recall falls with the rate, so the upper bound for Tier A at the tightest
-        computed point bounds that at `fpr`.
+        computed false-positive rate bounds that at `fpr`. Fixed scores have no stated rate and are left out; without
+        any computed rate the bound is 1.
     fpr : float
     prevalence : tuple of float
         Lowest and highest fraction of galaxies that are lenses.
@@ -221,7 +222,8 @@ def bound_contamination(recall, fpr=1e-4, prevalence=PREVALENCE_RANGE):
     dict
         ``rate`` = prevalence x recall (largest), ``share`` = rate / fpr, capped at 1.
     """
-    upper = float(recall.loc[recall["subset"] == "Tier A", "upper_total"].min())
+    rated = (recall["subset"] == "Tier A") & recall["point"].str.startswith("fpr_")
+    upper = float(recall.loc[rated, "upper_total"].min()) if rated.any() else 1.0
     rate = max(prevalence) * upper
     return {"prevalence": list(prevalence), "recall_upper": upper, "fpr": fpr, "rate": rate,
             "share": min(rate / fpr, 1.0)}  # fmt: skip

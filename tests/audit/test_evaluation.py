@@ -221,8 +221,10 @@ def test_contaminants_are_counted_and_bounded():
                           "logit": [1.0, 1.0, -1.0]})  # fmt: skip
     row = robustness.count_contaminants(table, table[["galaxy_id"]].iloc[:1], {"p": {"threshold": 0.0}}).iloc[0]
     assert (row.n_lenses, row.n_above, row.n_exceedances, row.share) == (1, 1, 2, 0.5)
-    recall = pd.DataFrame({"subset": "Tier A", "upper_total": [0.9, 0.5]})
+    recall = pd.DataFrame({"subset": "Tier A", "point": ["fpr_1e-2", "fpr_1e-3", "score_0.5"],
+                           "upper_total": [0.9, 0.5, 0.1]})  # fmt: skip
     assert thresholds.bound_contamination(recall)["share"] == pytest.approx(0.8)
+    assert thresholds.bound_contamination(recall.iloc[2:])["recall_upper"] == 1.0
     assert robustness.count_contaminants(table, None, {"p": {"threshold": 0.0}}).empty
 
 
