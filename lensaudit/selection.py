@@ -128,8 +128,9 @@ class SelectionFunction:
         Returns
         -------
         pandas.DataFrame
-            theta_E, seeing, depth, p, lower, upper, n_eff, in_support. Outside the grid, and in a cell that is not
-            sufficient, in_support is False and p, lower, upper are NaN: the function does not extrapolate.
+            theta_E, seeing, depth, p, lower, upper, n_eff, untied_fraction, in_support. Outside the grid, and in a
+            cell that is not sufficient, in_support is False and p, lower, upper are NaN: the function does not
+            extrapolate. untied_fraction is the share of the cell's injections whose host could not make such an arc.
 
         Raises
         ------
@@ -160,13 +161,14 @@ class SelectionFunction:
         out = pd.DataFrame(dict(zip(AXES, values, strict=True)))
         for column in ("p", "lower", "upper"):
             out[column] = np.where(support, own[column][number], np.nan)
-        return out.assign(n_eff=np.where(inside, own["n_eff"][number], 0.0), in_support=support)
+        untied = np.where(inside, own["untied_fraction"][number], np.nan)
+        return out.assign(n_eff=np.where(inside, own["n_eff"][number], 0.0), untied_fraction=untied, in_support=support)
 
     def _arrays(self, name, level):
         own = self.cells[self.cells["threshold_name"] == name]
         suffix = f"{100 * level:.0f}"
         columns = {"p": "completeness", "lower": f"lower_{suffix}", "upper": f"upper_{suffix}", "n_eff": "n_eff",
-                   "sufficient": "sufficient"}  # fmt: skip
+                   "sufficient": "sufficient", "untied_fraction": "untied_fraction"}  # fmt: skip
         own = own.sort_values(list(AXES), kind="stable")
         if len(own) != np.prod(self.shape):
             raise UserError(f"cells.parquet holds {len(own)} cells at {name}; the axes say {int(np.prod(self.shape))}")

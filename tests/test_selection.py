@@ -25,7 +25,8 @@ def make_product(root, outcome="GO"):
         "untied": False, "logit": generator.normal(size=n),
     })  # fmt: skip
     stage = Stage("07_completeness", config)
-    cells = completeness.count_cells(table, GRID, CUTS, config)
+    hosts = table.assign(deflector_weight=1.0)
+    cells = completeness.count_cells(table, GRID, CUTS, config, hosts)
     write_selection(stage, cells, GRID, CUTS, {"outcome": outcome, "no_go": ["colour"]}, {"detector": "d"})
     return stage, cells
 
@@ -39,6 +40,7 @@ def test_query_gives_the_cell_and_refuses_the_rest(scratch_root):
     assert list(out["in_support"]) == [True, True, False, False, False]
     assert out["p"][0] == out["p"][1] == own["completeness"]
     assert out["lower"][0] == own["lower_95"] and out["upper"][0] == own["upper_95"]
+    assert list(out["untied_fraction"][:3].fillna(-1.0)) == [0.0, 0.0, -1.0]
     assert out[["p", "lower", "upper"]][2:].isna().all().all()
     narrow = product.query(1.0, 1.0, 23.0, level=0.68)
     assert out["lower"][0] < narrow["lower"][0] < narrow["upper"][0] < out["upper"][0]

@@ -77,6 +77,45 @@ def assign_columns(table, grid):
     return cells
 
 
+def share_columns(hosts, grid, population="deflector"):
+    """Return the survey's share of each seeing x depth column: that of a population over the whole footprint.
+
+    Parameters
+    ----------
+    hosts : pandas.DataFrame
+        Host table: psfsize_r, depth_r, footprint_weight and the population's weight (inverse inclusion probability).
+    grid : dict of axis name -> centres
+    population : str
+        ``"deflector"``, that of the main map, or ``"deployment"``.
+
+    Returns
+    -------
+    ndarray of shape (seeing x depth,)
+        Row-major; sums to the share of the population inside the grid. All hosts count, whether used or not.
+    """
+    weight = hosts[f"{population}_weight"].to_numpy(dtype=float) * hosts["footprint_weight"].to_numpy(dtype=float)
+    columns, n = assign_columns(hosts, grid), len(grid["seeing"]) * len(grid["depth"])
+    inside = columns >= 0
+    share = np.bincount(columns[inside], weights=weight[inside], minlength=n)
+    return share / weight.sum() if weight.sum() > 0 else share
+
+
+def count_outside(hosts, grid):
+    """Count the hosts outside the grid's seeing and depth, which take no injection.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per population: n_hosts, n_hosts_outside, share_outside (weighted as `share_columns`).
+    """
+    outside, rows = assign_columns(hosts, grid) < 0, []
+    for population in ("deflector", "deployment"):
+        own = hosts[f"{population}_weight"].to_numpy() > 0
+        rows.append({"population": population, "n_hosts": int(own.sum()), "n_hosts_outside": int((own & outside).sum()),
+                     "share_outside": 1.0 - share_columns(hosts, grid, population).sum()})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 def pool_correlations(flag, cell, host, brick):
     """Return rho_h and rho_b of the recovered flag inside a host and inside a brick, pooled over cells (SPEC 8.2)."""
     flag, cell = np.asarray(flag, dtype=float), np.asarray(cell)
@@ -87,17 +126,19 @@ def pool_correlations(flag, cell, host, brick):
     return stats.pair_correlation(flag, hosts, bricks, expected=mean)
 
 
-def count_cells(table, grid, thresholds, config, parent=None):
+def count_cells(table, grid, thresholds, config, hosts, parent=None):
     """Count injected and recovered arcs per cell and threshold, with intervals that know of reused hosts and bricks.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        Scored grid injections: theta_E, psfsize_r, depth_r, logit, host_index, brickname, footprint_weight, untied.
+        Scored grid injections: theta_E, psfsize_r, depth_r, logit, host_index, brickname, untied.
     grid : dict of axis name -> centres
     thresholds : dict of name -> float
         On the logit.
     config : lensaudit.config.Config
+    hosts : pandas.DataFrame
+        Host table, for the survey's share of each column (`share_columns`).
     parent : pandas.DataFrame, optional
         Galaxies before the exposure cut (psfsize_r, depth_r, nobs_g, nobs_r, nobs_z), which tells why a column has
         no host.
@@ -106,12 +147,14 @@ def count_cells(table, grid, thresholds, config, parent=None):
     -------
     pandas.DataFrame
         One row per threshold and cell, columns `CELL_COLUMNS`. completeness = k/n; bounds are those of a Jeffreys
-        posterior with n_eff trials and n_eff k/n successes.
+        posterior with n_eff trials and n_eff k/n successes. footprint_weight is the survey's share of the cell's
+        seeing x depth column; untied_fraction the share of injections in hosts that could not make such an arc, which
+        carry no population weight.
     """
     cell = assign_cells(table, grid)
     inside = table[cell >= 0].assign(cell=cell[cell >= 0])
     shape = tuple(len(grid[axis]) for axis in AXES)
-    base = _describe_cells(inside, shape, grid)
+    base = _describe_cells(inside, shape, grid, hosts)
     why = explain_columns(grid, config, table, parent)
     base["reason"] = [_judge(row, why[i % (shape[1] * shape[2])], config) for i, row in enumerate(base.itertuples())]
     groups = {number: rows for number, rows in inside.groupby("cell").indices.items()}
@@ -130,7 +173,7 @@ def count_cells(table, grid, thresholds, config, parent=None):
     return pd.concat(parts, ignore_index=True)[list(CELL_COLUMNS)]
 
 
-def _describe_cells(inside, shape, grid):
+def _describe_cells(inside, shape, grid, hosts):
     n_cells = int(np.prod(shape))
     index = np.stack(np.unravel_index(np.arange(n_cells), shape), axis=1)
     base = pd.DataFrame({axis: np.asarray(grid[axis], float)[index[:, i]] for i, axis in enumerate(AXES)})
@@ -138,8 +181,7 @@ def _describe_cells(inside, shape, grid):
     for name, column in (("n_hosts", "host_index"), ("n_bricks", "brickname")):
         base[name] = grouped[column].nunique().reindex(range(n_cells), fill_value=0).astype(np.int64)
     base["n"] = grouped.size().reindex(range(n_cells), fill_value=0).astype(np.int64)
-    weight = inside.drop_duplicates(["cell", "host_index"]).groupby("cell")["footprint_weight"].sum()
-    base["footprint_weight"] = weight.reindex(range(n_cells), fill_value=0.0)
+    base["footprint_weight"] = np.tile(share_columns(hosts, grid), shape[0])
     untied = grouped["untied"].mean() if "untied" in inside else pd.Series(dtype=float)
     base["untied_fraction"] = untied.reindex(range(n_cells)).astype(float)
     return base
@@ -204,7 +246,8 @@ def average_cells(cells, axes, table, grid, thresholds, config, weighting="footp
     Parameters
     ----------
     cells : pandas.DataFrame
-        From `count_cells`; only sufficient cells enter.
+        From `count_cells`; only sufficient cells enter, each with its tied injections: untied ones carry no
+        population weight.
     axes : sequence of str
         Axes kept, such as ``("theta_E",)``; empty for the overall average.
     table : pandas.DataFrame
@@ -218,19 +261,23 @@ def average_cells(cells, axes, table, grid, thresholds, config, weighting="footp
     Returns
     -------
     pandas.DataFrame
-        threshold_name, the axes kept, completeness, lower, upper (95 %), n_cells, weighting.
+        threshold_name, the axes kept, completeness, lower, upper (95 %), n_cells (sufficient, with tied injections),
+        weighting.
     """
+    table = table[~table["untied"].to_numpy(dtype=bool)]
     number = assign_cells(table, grid)
     host_brick = stats.encode_groups(table["brickname"])
     parts = []
     for name, threshold in thresholds.items():
         own = cells[cells["threshold_name"] == name].reset_index(drop=True)
-        column_weight = own.groupby(["seeing", "depth"])["footprint_weight"].transform("max")
-        weight = np.where(own["sufficient"], column_weight if weighting == "footprint" else 1.0, 0.0)
         flag = (table["logit"].to_numpy() > threshold).astype(float)
         use = number >= 0
+        n = np.bincount(number[use], minlength=len(own))
+        k = np.bincount(number[use], weights=flag[use], minlength=len(own))
+        column_weight = own["footprint_weight"] if weighting == "footprint" else 1.0
+        weight = np.where(own["sufficient"] & (n > 0), column_weight, 0.0)
         label = own.groupby(list(axes)).ngroup().to_numpy() if axes else np.zeros(len(own), dtype=int)
-        mean = _average(own["n"], own["k"], weight, label)
+        mean = _average(n, k, weight, label)
         draws = _draw_averages(number[use], flag[use], host_brick[use], weight, label, len(own), config, name)
         lower, upper = np.full(len(mean), np.nan), np.full(len(mean), np.nan)
         known = np.isfinite(draws).any(axis=0)
