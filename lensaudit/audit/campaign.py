@@ -17,6 +17,7 @@ import pandas as pd
 from lensaudit.artifacts import UserError, hash_object, read_table, write_table
 from lensaudit.audit.detectability import correct_bias, fit_bias, measure_arcs
 from lensaudit.audit.failures import make_rgb
+from lensaudit.audit.thresholds import freeze_detector
 from lensaudit.constants import RENDER_SIZE
 from lensaudit.injection.hosts import swap_hosts
 from lensaudit.injection.inject import inject, measure_injections
@@ -32,6 +33,23 @@ HOST_COLUMNS = (
 PILOT_IDS = 100_000_000  # injection ids of the pilot start here, apart from the closure set's
 CONTROLS = ("random_hosts", "faint", "red", "gain_150", "gaussian_psf", "psfsize_20")
 ENGINE_FILES = ("injection/*.py", "lensing/*.py", "photometry.py", "constants.py", "rng.py", "audit/detectability.py")
+
+
+def check_frozen(stage, detector):
+    """Return the frozen detector's description, and refuse a loaded detector that is not it.
+
+    Raises
+    ------
+    UserError
+        When model, weights, preprocessing or thresholds differ from ``frozen_detector.json`` of 05_evaluation.
+    """
+    files = [stage.input("04_training", f"checkpoint/{name}") for name in ("weights.safetensors", "preprocessing.json")]
+    limits, frozen = (stage.read_json("05_evaluation", f"{name}.json") for name in ("thresholds", "frozen_detector"))
+    found = freeze_detector(detector.id, *files, limits)
+    changed = [name for name in found if name != "detector" and found[name] != frozen.get(name)]
+    if changed:
+        raise UserError(f"checkpoint: {', '.join(changed)} differ from frozen_detector.json; run 05_evaluation again")
+    return frozen
 
 
 def load_boxes(hosts, store):
@@ -283,7 +301,7 @@ def restore_conditions(table, hosts):
     return table.assign(**{name: own[name].to_numpy() for name in HOST_COLUMNS if name in own})
 
 
-def run_controls(table, twins, hosts, boxes, detector, config, folder, bias=None):
+def run_controls(table, twins, hosts, boxes, detector, config, folder, bias=None, scored=()):
     """Run the negative controls of closure, each on a part of the closure set and of the twins.
 
     Parameters
@@ -292,23 +310,23 @@ def run_controls(table, twins, hosts, boxes, detector, config, folder, bias=None
         Injection tables as drawn, before scoring.
     hosts, boxes, detector, config, folder, bias
         As in `run_injections`.
+    scored : (closure set, twins)
+        The same two tables scored, of which the same rows become the control "unspoiled".
 
     Returns
     -------
     dict of name -> (closure part, twins part)
-        random_hosts: other test galaxies of like seeing and depth; faint: every arc 1 mag too faint; red: source
-        g-r = 1.15; gain_150: arc noise at 150 e-/nMgy; gaussian_psf: Gaussian of FWHM psfsize; psfsize_20: psfsize
-        20 % too large for the engine, the covariate as published.
+        unspoiled: correct injections, same number; random_hosts: other test galaxies of like seeing and depth; faint:
+        every arc 1 mag too faint; red: source g-r = 1.15; gain_150: arc noise at 150 e-/nMgy; gaussian_psf: Gaussian
+        of FWHM psfsize; psfsize_20: psfsize 20 % too large for the engine, the covariate as published.
     """
-    per_lens = max(2, config.closure.n_twins // 4)
-    parts = (table.head(config.closure.n_control), twins.groupby("lens_id", sort=False).head(per_lens))
+    parts = _take_parts(table, twins, config)
     variants = {"gain_150": {"gain_override": 150.0}, "gaussian_psf": {"psf_mode": "gaussian_psfsize"}}
-    out = {}
+    out = {"unspoiled": _take_parts(*scored, config)} if scored else {}
     for kind in CONTROLS:
         own = spoil_psfsize(hosts) if kind == "psfsize_20" else hosts
         scored = []
         for name, part in zip(("set", "twins"), parts, strict=True):
-            part = part.reset_index(drop=True)
             if kind == "random_hosts":
                 part = move_hosts(part, hosts, config, "random")
             elif kind in ("faint", "red"):
@@ -320,11 +338,17 @@ def run_controls(table, twins, hosts, boxes, detector, config, folder, bias=None
     return out
 
 
+def _take_parts(table, twins, config):
+    twins = twins.groupby("lens_id", sort=False).head(max(2, config.closure.n_twins // 2))
+    return table.head(config.closure.n_control).reset_index(drop=True), twins.reset_index(drop=True)
+
+
 def stack_controls(controls):
-    """Return all controls as one table, with columns control and part."""
+    """Return the spoiled injections as one table, with columns control and part; the unspoiled stand elsewhere."""
     return pd.concat([
         frame.assign(control=kind, part=part)
-        for kind, frames in controls.items() for part, frame in zip(("set", "twins"), frames, strict=True)
+        for kind, frames in controls.items() if kind != "unspoiled"
+        for part, frame in zip(("set", "twins"), frames, strict=True)
     ], ignore_index=True)  # fmt: skip
 
 

@@ -4,7 +4,8 @@ Order of events: `choose_models` sees injections only and is written down; then 
 and, on the simulated sky, the theta_E of the truth table handed in; then `run_closure` compares. Negative controls go
 through the same functions with wrong injections in place of the right ones. Every control is tested on two rows: the
 conditional row (8.7 as written) and the twins row, because conditioning on the measured arc_snr can hide a wrong
-brightness; a control counts as caught when either row does not close, and the row that caught it is named.
+brightness. Beside them stands "unspoiled", correct injections of the same number: a control counts as caught when one
+of its rows does not close although the same row of the correct injections does not fail, and that row is named.
 
 The headline conditions on the six covariates of 8.7. A second row, `extended`, adds the antisymmetric arc energy.
 
@@ -26,11 +27,30 @@ from lensaudit.audit.recovery import (
     fit_scaler,
     has_covariates,
 )
-from lensaudit.audit.verdict import compare_recall, make_empty_row
+from lensaudit.audit.scores import join_scores
+from lensaudit.audit.verdict import UNSPOILED, check_guard, compare_recall, judge_controls, make_empty_row
 
-MUST_FAIL = ("random_hosts", "faint")
-GRID_MIN_N_EFF = 30.0
-GRID_MAX_WEIGHT = 0.05  # of the sum
+
+def score_lenses(measurements, scores, split="test"):
+    """Return the measured lenses of one split with their logit, in the order they stand.
+
+    Parameters
+    ----------
+    measurements : pandas.DataFrame
+        Of positives, with galaxy_id, cutout_path, split.
+    scores : pandas.DataFrame
+        Score table of that split; scores of other objects are not used.
+    split : str
+
+    Raises
+    ------
+    UserError
+        When a lens has no score or more than one, or is measured twice.
+    """
+    own = measurements[measurements["split"] == split]
+    joined = join_scores(own, scores[scores["galaxy_id"].isin(own["galaxy_id"])])
+    return own.drop(columns=["logit", "score"], errors="ignore").merge(
+        joined[["galaxy_id", "logit"]], on="galaxy_id", validate="one_to_one")  # fmt: skip
 
 
 def join_lenses(measurements, truth=None, tier="A", split="test"):
@@ -153,8 +173,8 @@ def close_twins(lenses, twins, threshold, config, name):
     Returns
     -------
     dict
-        As `compare_recall`, with n_twins and n_unsupported (lenses without a twin). The binomial term is corrected for
-        the finite number of twins per lens.
+        As `compare_recall`, with n_twins and n_unsupported (lenses without two twins). A fraction p of m twins makes
+        p (1 - p) too small by 1 - 1/m on average; the binomial term alone is corrected for it.
     """
     own = twins[twins["lens_id"].isin(lenses["galaxy_id"])]
     counts = own.groupby("lens_id").size()
@@ -173,9 +193,8 @@ def close_twins(lenses, twins, threshold, config, name):
             bottom = np.bincount(lens, weights=row, minlength=len(use))
             top = np.bincount(lens, weights=row * flag, minlength=len(use))
             draws.append(np.where(bottom > 0, top / np.maximum(bottom, 1e-9), p))
-    # A fraction of m twins makes p (1 - p) too small by 1 - 1/m; shrinking by one twin towards the mean mends it.
-    steady, draws = (p * size + p.mean()) / (size + 1), (np.asarray(draws) * size + p.mean()) / (size + 1)
-    row = compare_recall(use, (use["logit"] > threshold).to_numpy(), steady, draws, config, name)
+    row = compare_recall(use, (use["logit"] > threshold).to_numpy(), p, np.asarray(draws), config, name,
+                         p * (1 - p) * size / (size - 1))  # fmt: skip
     return row | {"n_unsupported": len(lenses) - len(use), "n_twins": len(own)}
 
 
@@ -196,7 +215,9 @@ def close_grid(lenses, grid, threshold, config, name, choice_bandwidth=SUPPORT_B
     Returns
     -------
     dict
-        As `compare_recall`, with n_eff (Kish, by host), max_weight, guard_ok (n_eff >= 30, no weight above 5 %).
+        As `compare_recall`, with n_eff (Kish, by host), max_weight, precision (mu^2 / var of the prediction) and
+        guard_ok (SPEC 8.3: n_eff >= 30, no weight above 5 %, precision >= 4 per lens); the verdict reads "refused"
+        where a guard fails.
     """
     section = config.injection
     keep = (grid["mu"] > section.min_mu) & (grid["arc_snr_true"] > section.min_arc_snr_true)
@@ -220,9 +241,9 @@ def close_grid(lenses, grid, threshold, config, name, choice_bandwidth=SUPPORT_B
     generator = streams.make_stream(config.seed, "audit/closure/grid", name)
     row = compare_recall(use, (use["logit"] > threshold).to_numpy(), model.predict(use),
                          model.draw(use, config.closure.n_bootstrap, generator), config, name)  # fmt: skip
-    guard = bool(n_eff >= GRID_MIN_N_EFF and mixture.max() <= GRID_MAX_WEIGHT)
-    return row | {"n_eff": n_eff, "max_weight": float(mixture.max()), "guard_ok": guard,
-                  "n_unsupported": int((~supported).sum())}  # fmt: skip
+    row |= {"n_eff": n_eff, "max_weight": float(mixture.max()), "n_unsupported": int((~supported).sum()),
+            "precision": row["predicted"] ** 2 / max(row["predicted_sigma"] ** 2, 1e-12)}  # fmt: skip
+    return row | check_guard(row)
 
 
 def choose_models(injections, thresholds, config):
@@ -252,7 +273,7 @@ def run_closure(lenses, injections, twins, grid, controls, thresholds, choices, 
     injections, twins, grid : pandas.DataFrame
         Scored closure set, twins, grid.
     controls : dict of name -> (injections, twins)
-        Scored with the control's mistake in them.
+        Scored with the control's mistake in them; "unspoiled" holds correct injections of the same number.
     thresholds : dict of name -> float or None
         On the logit; the first is the headline. None: too few negatives to set it, and the row stays empty.
     choices : dict of name -> dict
@@ -268,6 +289,8 @@ def run_closure(lenses, injections, twins, grid, controls, thresholds, choices, 
     lens_table : pandas.DataFrame
         One row per lens and operating point.
     """
+    if controls and UNSPOILED not in controls:
+        raise UserError(f"controls: {UNSPOILED!r} is missing; add correct injections of the same number")
     out, tables = {}, []
     for number, (name, threshold) in enumerate(thresholds.items()):
         if threshold is None:
@@ -279,10 +302,10 @@ def run_closure(lenses, injections, twins, grid, controls, thresholds, choices, 
                                                    f"{name}/extended")  # fmt: skip
             row["twins"] = close_twins(supported, twins, threshold, config, f"{name}/twins")
             row["grid"] = close_grid(supported, grid, threshold, config, f"{name}/grid")
-            row["controls"] = {
-                kind: _close_control(kind, supported, pair, threshold, choices[name], config, f"{name}/{kind}")
+            row["controls"] = judge_controls({
+                kind: _close_control(supported, pair, threshold, choices[name], config, f"{name}/{kind}")
                 for kind, pair in controls.items()
-            }
+            })  # fmt: skip
             row["model_scores"] = choices[name]["scores"]
         row |= {"fpr": _read_fpr(name), "threshold": threshold, "detector": str(detector)}
         tables.append(table.assign(threshold_name=name))
@@ -294,20 +317,15 @@ def _leave_empty(lenses, controls):
     empty = make_empty_row() | {"n_unsupported": len(lenses)}
     row = empty | {"twins": dict(empty), "extended": dict(empty),
                    "grid": empty | {"n_eff": 0.0, "max_weight": np.nan, "guard_ok": False},
-                   "controls": {kind: {"must_fail": kind in MUST_FAIL, "caught": False, "caught_by": [],
-                                       "conditional": dict(empty), "twins": dict(empty)} for kind in controls},
+                   "controls": judge_controls({kind: {"conditional": empty, "twins": empty} for kind in controls}),
                    "model": "", "model_scores": {}}  # fmt: skip
     table = lenses[["galaxy_id"]].assign(supported=False, local_n_eff=0.0, p=np.nan, recovered=False)
     return row, table
 
 
-def _close_control(kind, lenses, tables, threshold, choice, config, name):
+def _close_control(lenses, tables, threshold, choice, config, name):
     conditional, _ = close_conditional(lenses, tables[0], threshold, choice, config, f"{name}/conditional")
-    twins = close_twins(lenses, tables[1], threshold, config, f"{name}/twins")
-    caught = [label for label, row in (("conditional", conditional), ("twins", twins))
-              if row["verdict"] == "does not close"]  # fmt: skip
-    return {"must_fail": kind in MUST_FAIL, "caught": bool(caught), "caught_by": caught, "conditional": conditional,
-            "twins": twins}  # fmt: skip
+    return {"conditional": conditional, "twins": close_twins(lenses, tables[1], threshold, config, f"{name}/twins")}
 
 
 def _read_fpr(name):
@@ -320,7 +338,8 @@ def tabulate_closure(closure):
     Returns
     -------
     pandas.DataFrame
-        operating_point, row (main, twins, grid, control name / conditional or twins), recall..., verdict.
+        operating_point, row (main, twins, grid, control name / conditional or twins), recall..., verdict; guard_ok of
+        the grid row.
     """
     keys = ("recall", "recall_lower", "recall_upper", "predicted", "predicted_lower", "predicted_upper", "n_lenses",
             "n_unsupported", "z", "half_width", "closes", "verdict")  # fmt: skip
@@ -331,7 +350,8 @@ def tabulate_closure(closure):
         for kind, control in entry["controls"].items():
             parts |= {f"{kind} / conditional": control["conditional"], f"{kind} / twins": control["twins"]}
         for name, part in parts.items():
-            rows.append({"operating_point": point, "fpr": entry["fpr"], "row": name, "n_eff": part.get("n_eff")}
+            rows.append({"operating_point": point, "fpr": entry["fpr"], "row": name, "n_eff": part.get("n_eff"),
+                         "guard_ok": part.get("guard_ok")}
                         | {key: part.get(key) for key in keys}
                         | {"max_abs_z": part["tertiles"]["max_abs_z"], "limit": part["tertiles"]["limit"]})  # fmt: skip
     return pd.DataFrame(rows)

@@ -7,10 +7,16 @@ from lensaudit import stats
 
 TERTILE_AXES = {"theta_E": "theta_E", "seeing": "psfsize_r", "depth": "depth_r"}
 N_PARAMETRIC = 2000
-VERDICTS = ("closes", "does not close", "inconclusive", "too few")
+VERDICTS = ("closes", "does not close", "inconclusive", "too few", "refused")  # refused: a guard of the grid row fails
+MUST_FAIL = ("random_hosts", "faint")
+UNSPOILED = "unspoiled"  # the correct injections that controls are judged against
+# Guards of SPEC 8.3.
+GRID_MIN_N_EFF = 30.0
+GRID_MAX_WEIGHT = 0.05  # of the sum
+GRID_MIN_PRECISION = 4.0  # mu^2 / var of the prediction, per lens
 
 
-def compare_recall(lenses, recovered, p, draws, config, name):
+def compare_recall(lenses, recovered, p, draws, config, name, variance=None):
     """Compare observed recall with predicted, overall and in tertiles, and give the verdict.
 
     Parameters
@@ -25,12 +31,15 @@ def compare_recall(lenses, recovered, p, draws, config, name):
     config : lensaudit.config.Config
     name : str
         Names the random stream.
+    variance : ndarray of shape (n,), optional
+        Binomial variance of each lens where p (1 - p) is not an unbiased estimate of it.
 
     Returns
     -------
     dict
         recall with its Jeffreys interval (shown, not used), predicted with the 95 % predictive interval of the recall,
-        n_lenses, half_width, tertiles (bins, max_abs_z, limit), inside, tertiles_inside, closes, verdict.
+        predicted_sigma (bootstrap scatter of the prediction alone), n_lenses, half_width (before the interval is cut
+        to [0, 1]), tertiles (bins, max_abs_z, limit), inside, tertiles_inside, closes, verdict.
 
     Notes
     -----
@@ -40,13 +49,15 @@ def compare_recall(lenses, recovered, p, draws, config, name):
     if n == 0:
         return make_empty_row("too few")
     recall_lower, recall_upper = stats.jeffreys_interval(k, n)
-    sigma = np.sqrt(np.sum(p * (1 - p)) / n**2 + np.var(draws.mean(axis=1)))
+    variance = p * (1 - p) if variance is None else variance
+    own = float(np.std(draws.mean(axis=1)))
+    sigma = np.sqrt(np.sum(variance) / n**2 + own**2)
     predicted = float(p.mean())
     lower, upper = max(predicted - 1.96 * sigma, 0.0), min(predicted + 1.96 * sigma, 1.0)
-    tertiles = compare_tertiles(lenses, recovered, p, draws, config, name)
+    tertiles = compare_tertiles(lenses, recovered, p, draws, config, name, variance)
     row = {"recall": k / n, "recall_lower": recall_lower, "recall_upper": recall_upper, "predicted": predicted,
-           "predicted_lower": lower, "predicted_upper": upper, "n_lenses": n, "n_recovered": k,
-           "half_width": 0.5 * (upper - lower), "z": (k / n - predicted) / max(sigma, 1e-12), "tertiles": tertiles,
+           "predicted_lower": lower, "predicted_upper": upper, "predicted_sigma": own, "n_lenses": n, "n_recovered": k,
+           "half_width": 1.96 * sigma, "z": (k / n - predicted) / max(sigma, 1e-12), "tertiles": tertiles,
            "inside": bool(lower <= k / n <= upper),
            "tertiles_inside": bool(tertiles["max_abs_z"] <= tertiles["limit"])}  # fmt: skip
     return row | decide_verdict(row, config)
@@ -55,7 +66,7 @@ def compare_recall(lenses, recovered, p, draws, config, name):
 def make_empty_row(verdict="too few"):
     """Return the row of a comparison that cannot be made."""
     numbers = ("recall", "recall_lower", "recall_upper", "predicted", "predicted_lower", "predicted_upper",
-               "half_width", "z")  # fmt: skip
+               "predicted_sigma", "half_width", "z")  # fmt: skip
     return dict.fromkeys(numbers, np.nan) | {
         "n_lenses": 0, "n_recovered": 0, "tertiles": {"bins": [], "max_abs_z": np.nan, "limit": np.nan},
         "inside": False, "tertiles_inside": False, "closes": False, "verdict": verdict,
@@ -93,15 +104,17 @@ def assign_tertiles(lenses):
     return out
 
 
-def compare_tertiles(lenses, recovered, p, draws, config, name):
+def compare_tertiles(lenses, recovered, p, draws, config, name, variance=None):
     """Compare recall and prediction in nine tertile bins; the limit of max |z| is from a parametric bootstrap.
 
     Returns
     -------
     dict
         bins (list of dict: axis, lower_edge, upper_edge, n, recall with Jeffreys bounds, predicted, z), max_abs_z, and
-        limit, its 95 % value when lenses are recovered with probabilities drawn from the bootstrap of `p`.
+        limit, its 95 % value when lenses are recovered with `p`, the binomial noise scaled to `variance` (as in
+        `compare_recall`), and `p` itself scatters as its bootstrap.
     """
+    variance = p * (1 - p) if variance is None else variance
     member, rows = [], []
     recovered = np.asarray(recovered, dtype=float)
     for axis, (number, edges) in assign_tertiles(lenses).items():
@@ -115,14 +128,48 @@ def compare_tertiles(lenses, recovered, p, draws, config, name):
                              "recall_upper": upper, "predicted": p[use].mean()})  # fmt: skip
     member = np.asarray(member, dtype=float)
     size = member.sum(axis=1)
-    variance = (member @ (p * (1 - p))) + np.var(draws @ member.T, axis=0)
-    scale = np.sqrt(np.maximum(variance, 1e-9))
+    scale = np.sqrt(np.maximum(member @ variance + np.var(draws @ member.T, axis=0), 1e-9))
     z = (member @ (recovered - p)) / scale
     for row, value, width in zip(rows, z, 1.96 * scale / size, strict=True):
         row |= {"z": value, "predicted_lower": max(row["predicted"] - width, 0.0),
                 "predicted_upper": min(row["predicted"] + width, 1.0)}  # fmt: skip
     generator = streams.make_stream(config.seed, "audit/closure/parametric", name)
     chosen = draws[generator.integers(0, len(draws), N_PARAMETRIC)]
-    simulated = (generator.random(chosen.shape) < chosen).astype(float)
-    limit = np.quantile(np.abs((simulated - p) @ member.T / scale).max(axis=1), 0.95)
+    stretch = np.sqrt(variance / np.maximum(p * (1 - p), 1e-12))
+    residual = stretch * ((generator.random(chosen.shape) < p) - p) + chosen - p
+    limit = np.quantile(np.abs(residual @ member.T / scale).max(axis=1), 0.95)
     return {"bins": rows, "max_abs_z": float(np.abs(z).max()), "limit": float(limit)}
+
+
+def check_guard(row):
+    """Apply the guards of SPEC 8.3 to a reweighted row: guard_ok, and a refused verdict where one fails."""
+    guard = bool(row["n_eff"] >= GRID_MIN_N_EFF and row["max_weight"] <= GRID_MAX_WEIGHT
+                 and row["precision"] >= GRID_MIN_PRECISION * row["n_lenses"])  # fmt: skip
+    return {"guard_ok": guard} | ({} if guard else {"closes": False, "verdict": "refused"})
+
+
+def judge_controls(controls):
+    """Say which controls are caught: a row that does not close where correct injections of that number do not fail.
+
+    Parameters
+    ----------
+    controls : dict of name -> {"conditional": row, "twins": row}
+        Among them "unspoiled", which is never caught itself.
+
+    Returns
+    -------
+    dict of name -> dict
+        With must_fail, caught, caught_by, and in each row z_unspoiled: predicted against that of the correct
+        injections, over both bootstrap scatters (common hosts and arcs make it too small rather than too large).
+    """
+    out = {}
+    for kind, rows in controls.items():
+        entry, caught = {"must_fail": kind in MUST_FAIL}, []
+        for label, row in rows.items():
+            right = controls[UNSPOILED][label]
+            sigma = max(np.hypot(row["predicted_sigma"], right["predicted_sigma"]), 1e-12)
+            entry[label] = row | {"z_unspoiled": (row["predicted"] - right["predicted"]) / sigma}
+            if row["verdict"] == "does not close" and right["verdict"] != "does not close":
+                caught.append(label)
+        out[kind] = entry | {"caught": bool(caught), "caught_by": caught}
+    return out

@@ -1,11 +1,15 @@
 """Campaigns: blocks, resumption, controls; the engine itself is tested elsewhere and replaced here."""
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from lensaudit.artifacts import UserError
 from lensaudit.audit import campaign
+from lensaudit.audit.thresholds import freeze_detector
 from lensaudit.config import load_config
 
 CONFIG = load_config("smoke")
@@ -87,3 +91,38 @@ def test_controls_change_what_they_say(scene):
     assert np.allclose(spoiled["psfsize_r"], 1.44)
     back = campaign.restore_conditions(table.assign(psfsize_r=1.44), hosts)
     assert np.allclose(back["psfsize_r"], 1.2)
+
+
+def test_unspoiled_rows_are_the_spoiled_ones_before_the_mistake(scene, tmp_path):
+    hosts, boxes, table, _ = scene
+    config = dataclasses.replace(CONFIG, closure=dataclasses.replace(CONFIG.closure, n_control=20, n_twins=4))
+    twins = table.assign(injection_id=table["injection_id"] + 1000, lens_id=np.arange(50) // 5)
+    done = [campaign.run_injections(t, hosts, boxes, Detector(), config, tmp_path) for t in (table, twins)]
+    kinds, campaign.CONTROLS = campaign.CONTROLS, ("faint",)
+    try:
+        controls = campaign.run_controls(table, twins, hosts, boxes, Detector(), config, tmp_path, scored=done)
+    finally:
+        campaign.CONTROLS = kinds
+    for right, wrong in zip(controls["unspoiled"], controls["faint"], strict=True):
+        assert list(right["injection_id"]) == list(wrong["injection_id"]) and len(right) == 20
+        assert np.allclose(wrong["mag_source_r"] - right["mag_source_r"], 1.0)
+    assert set(campaign.stack_controls(controls)["control"]) == {"faint"}
+
+
+def test_a_detector_that_was_not_frozen_is_refused(tmp_path):
+    (tmp_path / "weights.safetensors").write_bytes(b"w")
+    (tmp_path / "preprocessing.json").write_text("{}")
+    limits = {"fpr_1e-2": {"threshold": 1.0}}
+    frozen = freeze_detector("fake", tmp_path / "weights.safetensors", tmp_path / "preprocessing.json", limits)
+
+    class FakeStage:
+        def input(self, upstream, filename):
+            return tmp_path / Path(filename).name
+
+        def read_json(self, upstream, filename):
+            return {"thresholds.json": limits, "frozen_detector.json": frozen}[filename]
+
+    assert campaign.check_frozen(FakeStage(), Detector()) == frozen
+    (tmp_path / "weights.safetensors").write_bytes(b"other")
+    with pytest.raises(UserError, match="weights differ"):
+        campaign.check_frozen(FakeStage(), Detector())

@@ -110,12 +110,16 @@ def test_run_has_every_key_and_survives_a_missing_threshold(world, choice):
         lens_id=lambda t: t["galaxy_id"], host_index=np.arange(4 * len(lenses)) % 500)  # fmt: skip
     pair = (table.head(1500), twins)
     points, choices = THRESHOLD | {"fpr_1e-3": None}, choice | {"fpr_1e-3": None}
-    out, rows = closure.run_closure(lenses, table, twins, table, {"faint": pair}, points, choices, CONFIG, "d")
+    out, rows = closure.run_closure(lenses, table, twins, table, {"unspoiled": pair, "faint": pair}, points, choices,
+                                     CONFIG, "d")  # fmt: skip
+    assert out["controls"]["faint"]["caught"] is False  # identical to the correct ones
+    with pytest.raises(UserError, match="unspoiled"):
+        closure.run_closure(lenses, table, twins, table, {"faint": pair}, points, choices, CONFIG, "d")
     keys = {"recall", "recall_lower", "recall_upper", "predicted", "predicted_lower", "predicted_upper", "n_lenses",
             "n_unsupported", "fpr", "closes", "tertiles", "twins", "grid", "controls", "verdict", "detector"}
     assert keys <= set(out) and keys <= set(out["fpr_1e-3"]) and "n_eff" in out["grid"]
     assert out["fpr_1e-3"]["verdict"] == "too few" and out["fpr_1e-3"]["n_unsupported"] == len(lenses)
-    assert len(closure.tabulate_closure(out)) == 2 * 6 and len(rows) == 2 * len(lenses)
+    assert len(closure.tabulate_closure(out)) == 2 * 8 and len(rows) == 2 * len(lenses)
     assert "recall" in closure.describe_closure(out)
 
 
@@ -125,3 +129,59 @@ def test_truth_brings_theta_and_drops_wrong_entries():
     assert list(closure.join_lenses(lenses, truth)["theta_E"]) == [1.0, 1.1, 1.2]
     with pytest.raises(UserError, match="theta_E"):
         closure.join_lenses(lenses)
+
+
+def test_tertiles_of_twins_are_unbiased_where_the_truth_closes():
+    """Lenses of very different recall, few twins each: the mean z of every bin is consistent with zero."""
+    config, z = dataclasses.replace(CONFIG, closure=dataclasses.replace(CONFIG.closure, n_bootstrap=40)), []
+    for seed in range(50):
+        generator = np.random.default_rng(seed)
+        lenses = draw_world(180, 180, seed).assign(theta_E=np.linspace(0.5, 3.0, 180))
+        p = np.clip((lenses["theta_E"].to_numpy() - 0.4) / 2.7, 0.02, 0.98)
+        lenses["logit"] = p - generator.random(180)
+        twins = pd.DataFrame({"lens_id": np.repeat(lenses["galaxy_id"], 4), "host_index": np.arange(720),
+                              "logit": np.repeat(p, 4) - generator.random(720)})  # fmt: skip
+        row = closure.close_twins(lenses, twins, 0.0, config, "null")
+        z.append([entry["z"] for entry in row["tertiles"]["bins"]] + [row["z"]])
+    assert np.abs(np.mean(z, axis=0)).max() < 3.2 / np.sqrt(50)
+    assert np.all(np.abs(np.std(z, axis=0) - 1) < 0.4)
+
+
+def test_half_width_is_not_cut_with_the_interval():
+    lenses = draw_world(40, 40, 5)
+    row = verdict.compare_recall(lenses, np.ones(40, bool), np.full(40, 0.97), np.full((50, 40), 0.97), CONFIG, "edge")
+    assert row["predicted_upper"] == 1.0
+    assert np.isclose(row["half_width"], 1.96 * np.sqrt(0.97 * 0.03 / 40))
+
+
+def test_a_control_is_caught_only_where_correct_injections_do_not_fail():
+    def row(predicted, text):
+        return verdict.make_empty_row(text) | {"predicted": predicted, "predicted_sigma": 0.02}
+
+    wrong = {"conditional": row(0.3, "does not close"), "twins": row(0.3, "does not close")}
+    right = {"conditional": row(0.31, "does not close"), "twins": row(0.5, "closes")}
+    out = verdict.judge_controls({"unspoiled": right, "faint": wrong})
+    assert out["faint"]["caught_by"] == ["twins"] and out["faint"]["must_fail"]
+    assert out["faint"]["twins"]["z_unspoiled"] < -5 < out["faint"]["conditional"]["z_unspoiled"]
+    assert not out["unspoiled"]["caught"] and not out["unspoiled"]["must_fail"]
+    assert not verdict.judge_controls({"unspoiled": right, "faint": right})["faint"]["caught"]
+
+
+@pytest.mark.parametrize(("n_eff", "weight", "precision", "good"), [
+    (40, 0.04, 801, True), (29, 0.04, 801, False), (40, 0.06, 801, False), (40, 0.04, 799, False),
+])  # fmt: skip
+def test_a_guard_refuses_the_grid_row(n_eff, weight, precision, good):
+    row = {"n_eff": n_eff, "max_weight": weight, "precision": precision, "n_lenses": 200, "verdict": "closes"}
+    out = row | verdict.check_guard(row)
+    assert out["guard_ok"] is good and out["verdict"] == ("closes" if good else "refused")
+
+
+def test_scores_join_by_key_or_not_at_all():
+    lenses = draw_world(4, 4, 6).drop(columns="logit").assign(split=["test"] * 3 + ["val"], cutout_path="a#0")
+    scores = pd.DataFrame({"galaxy_id": ["other", *lenses["galaxy_id"][2::-1]], "cutout_path": "a#0",
+                           "logit": [9.0, 2.0, 1.0, 0.0]})  # fmt: skip
+    assert list(closure.score_lenses(lenses, scores)["logit"]) == [0.0, 1.0, 2.0]
+    with pytest.raises(UserError, match="without a score"):
+        closure.score_lenses(lenses, scores.tail(2))
+    with pytest.raises(UserError, match="duplicate"):
+        closure.score_lenses(lenses, pd.concat([scores, scores.tail(1)]))
