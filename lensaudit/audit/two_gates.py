@@ -33,7 +33,8 @@ def tabulate_gates(table, gate_threshold, threshold, by=None, population=""):
     Parameters
     ----------
     table : pandas.DataFrame
-        With detectability and logit, and the columns of `by`.
+        With detectability and logit, and the columns of `by`; host_index (else galaxy_id) and brickname, where
+        there are such columns, say which rows share a galaxy and a brick.
     gate_threshold, threshold : float
         On detectability and on the logit, at the same false-positive rate on the same negatives.
     by : dict of column -> edges, optional
@@ -45,31 +46,40 @@ def tabulate_gates(table, gate_threshold, threshold, by=None, population=""):
     -------
     pandas.DataFrame
         n, n_detectable, n_both, n_model_only, n_gate_only, n_neither; p_d = P(D), p_m_d = P(M|D), p_m_nd = P(M|not D)
-        with 95 % Jeffreys bounds; recall = p_m_d p_d + p_m_nd (1 - p_d); missed_invisible and missed_visible, the
-        shares of the misses that gate D does not and does see.
+        with 95 % Jeffreys bounds at the effective number of rows (SPEC 8.2); recall = p_m_d p_d + p_m_nd (1 - p_d);
+        missed_invisible and missed_visible, the shares of the misses that gate D does not and does see.
     """
+    model, gate = table["logit"].to_numpy() > threshold, table["detectability"].to_numpy() > gate_threshold
+    named = [name for name in ("host_index", "galaxy_id") if name in table]
+    host = table[named[0]].to_numpy() if named else np.arange(len(table))
+    brick = table["brickname"].astype(str).to_numpy() if "brickname" in table else host
+    rho = {"m": stats.pair_correlation(model, host, brick), "d": stats.pair_correlation(gate, host, brick)}
+
+    def cross(use):
+        return _cross(gate[use], model[use], host[use], brick[use], rho) | {"population": population}
+
     if by is None:
-        return pd.DataFrame([_cross(table, gate_threshold, threshold) | {"population": population, "axis": "all",
-                                                                         "lower_edge": np.nan, "upper_edge": np.nan}])
+        where = {"axis": "all", "lower_edge": np.nan, "upper_edge": np.nan}
+        return pd.DataFrame([cross(np.ones(len(table), dtype=bool)) | where])
     rows = []
     for column, edges in by.items():
+        values = table[column].to_numpy()
         for low, high in zip(edges[:-1], edges[1:], strict=True):
-            own = table[(table[column] >= low) & (table[column] < high)]
-            where = {"population": population, "axis": column, "lower_edge": low, "upper_edge": high}
-            rows.append(_cross(own, gate_threshold, threshold) | where)
+            where = {"axis": column, "lower_edge": low, "upper_edge": high}
+            rows.append(cross((values >= low) & (values < high)) | where)
     return pd.DataFrame(rows)
 
 
-def _cross(table, gate_threshold, threshold):
-    d = table["detectability"].to_numpy() > gate_threshold
-    m = table["logit"].to_numpy() > threshold
-    n, n_d, both, model = len(table), int(d.sum()), int((d & m).sum()), int((m & ~d).sum())
-    missed = n - both - model
+def _cross(d, m, host, brick, rho):
+    n, n_d, both, model = len(d), int(d.sum()), int((d & m).sum()), int((m & ~d).sum())
     out = {"n": n, "n_detectable": n_d, "n_both": both, "n_model_only": model, "n_gate_only": n_d - both,
            "n_neither": n - n_d - model}  # fmt: skip
-    parts = (("p_d", n_d, n), ("p_m_d", both, n_d), ("p_m_nd", model, n - n_d), ("recall", both + model, n),
-             ("missed_invisible", n - n_d - model, missed), ("missed_visible", n_d - both, missed))  # fmt: skip
-    for name, k, total in parts:
-        lower, upper = stats.jeffreys_interval(k, total)
-        out |= {name: k / total if total else np.nan, f"{name}_lower": lower, f"{name}_upper": upper}
+    everything = np.ones(n, dtype=bool)
+    parts = (("p_d", d, everything, "d"), ("p_m_d", m, d, "m"), ("p_m_nd", m, ~d, "m"), ("recall", m, everything, "m"),
+             ("missed_invisible", ~d, ~m, "d"), ("missed_visible", d, ~m, "d"))  # fmt: skip
+    for name, flag, among, kind in parts:
+        share = float(flag[among].mean()) if among.any() else np.nan
+        size = stats.effective_n(host[among], brick[among], *rho[kind])
+        lower, upper = stats.jeffreys_interval(size * share if size else 0.0, size)
+        out |= {name: share, f"{name}_lower": float(lower), f"{name}_upper": float(upper)}
     return out
