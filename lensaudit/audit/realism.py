@@ -27,6 +27,7 @@ HAND_MADE = (
     "coherence", "rho10", "skew",
 )  # fmt: skip
 KS_LIMIT, KS_UPPER = 0.10, 0.15  # SPEC 5.3
+MAX_UNDEFINED = 0.025  # of the resamples: beyond it a 95 % interval leaves out a tail that is not known
 CHECK_COLUMNS = ("sample", "check", "value", "lower", "upper", "threshold", "outcome")
 
 
@@ -136,7 +137,8 @@ def check_distributions(targets, injections, weights, config, sample):
     Returns
     -------
     pandas.DataFrame
-        Columns `CHECK_COLUMNS`; inconclusive with fewer than three on a side. Ratios and differences are injections
+        Columns `CHECK_COLUMNS`; inconclusive with fewer than three on a side, and where the value, or more than 2.5 %
+        of its resamples, cannot be computed. Ratios and differences are injections
         over (minus) lenses, intervals 95 % from resampling lenses and hosts; a ratio of S/N quantiles is NaN where one
         is not positive. KS distances carry the Dvoretzky-Kiefer-Wolfowitz margin of both samples' effective sizes.
     """
@@ -160,15 +162,25 @@ def check_distributions(targets, injections, weights, config, sample):
     for name, (column, function, limits) in statistics.items():
         a, b = targets[column].to_numpy(dtype=float), injections[column].to_numpy(dtype=float)
         value = function(a, np.ones(len(a)), b, weights)
-        lower, upper = stats.summarise_draws([function(a, wa, b, wb) for wa, wb in draws])
-        rows.append((sample, name, value, lower, upper, f"{limits[0]:g} to {limits[1]:g}", judge(lower, upper, limits)))
-    margin = 1.36 * np.sqrt(1.0 / len(targets) + 1.0 / max(stats.kish_n_eff(weights), 1.0))
+        drawn = np.array([function(a, wa, b, wb) for wa, wb in draws])
+        lower, upper = stats.summarise_draws(drawn)
+        known = np.isfinite(value) and np.mean(~np.isfinite(drawn)) <= MAX_UNDEFINED
+        outcome = judge(lower, upper, limits) if known else "inconclusive"
+        rows.append((sample, name, value, lower, upper, f"{limits[0]:g} to {limits[1]:g}", outcome))
     for column in ("noise_ratio_r", "rho10", "skew"):
+        margin = _ks_margin(targets[column], injections[column], weights, injections["host_index"])
         value = weighted_ks(targets[column], injections[column], weights)
         lower, upper = max(value - margin, 0.0), min(value + margin, 1.0)
         outcome = "GO" if value < KS_LIMIT and upper < KS_UPPER else "NO-GO" if lower > KS_LIMIT else "inconclusive"
         rows.append((sample, f"KS {column}", value, lower, upper, f"< {KS_LIMIT:g}, bound < {KS_UPPER:g}", outcome))
     return pd.DataFrame(rows, columns=CHECK_COLUMNS)
+
+
+def _ks_margin(a, b, weights, host):
+    """Dvoretzky-Kiefer-Wolfowitz margin (95 %) of two samples: finite rows, the second Kish by host."""
+    n, good = int(np.isfinite(a).sum()), np.isfinite(b).to_numpy()
+    size = stats.kish_n_eff(weights[good], host.to_numpy()[good]) if good.any() else 0.0
+    return 1.36 * np.sqrt(1.0 / max(n, 1) + 1.0 / max(size, 1.0))
 
 
 def _quantile(values, weights, q):
@@ -196,7 +208,7 @@ def check_probe(targets, injections, weights, config, sample, features=None):
     ----------
     targets, injections : pandas.DataFrame
     weights : ndarray of shape (len(injections),)
-        Injections are drawn with them, so that hosts and conditions match.
+        Injections are drawn with them, repeats kept, so that hosts and conditions match; folds are by host.
     config : lensaudit.config.Config
     sample : str
     features : tuple of ndarray, optional
@@ -209,7 +221,7 @@ def check_probe(targets, injections, weights, config, sample, features=None):
     """
     generator = streams.make_stream(config.seed, "audit/realism/match", sample)
     size = min(len(injections), 3 * max(len(targets), 50))
-    drawn = np.unique(generator.choice(len(injections), size=size, replace=True, p=weights / weights.sum()))
+    drawn = np.sort(generator.choice(len(injections), size=size, replace=True, p=weights / weights.sum()))
     host = injections["host_index"].to_numpy()[drawn]
     hand_a = targets[list(HAND_MADE)].to_numpy(dtype=float)
     hand_b = injections[list(HAND_MADE)].to_numpy(dtype=float)[drawn]

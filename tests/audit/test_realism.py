@@ -72,6 +72,21 @@ def test_a_match_is_go_and_a_wrong_colour_is_not():
     assert set(few["outcome"]) == {"inconclusive"}
 
 
+def test_what_cannot_be_computed_is_inconclusive_and_gives_no_power():
+    lenses, same = make_measurements(400, 5), make_measurements(1200, 6)
+    weights = np.full(1200, 1 / 1200)
+    full = realism.check_distributions(lenses, same, weights, CONFIG, "test").set_index("check")
+    holes = lenses.assign(rho10=lenses["rho10"].where(lenses.index < 30), arc_g_r=np.nan)
+    out = realism.check_distributions(holes, same, weights, CONFIG, "test").set_index("check")
+    width = out["upper"] - out["value"], full["upper"] - full["value"]
+    assert width[0]["KS rho10"] > 2 * width[1]["KS rho10"] and np.isclose(width[0]["KS skew"], width[1]["KS skew"])
+    assert out.loc["arc_g_r median", "outcome"] == "inconclusive"
+    # The lowest S/N quantile is positive as it stands, but not in a good part of the resamples.
+    edge = lenses.head(60).assign(arc_snr=np.where(np.arange(60) < 6, -1.0, 10.0))
+    tail = realism.check_distributions(edge, same.assign(arc_snr=10.0), weights, CONFIG, "test").set_index("check")
+    assert tail.loc["arc_snr quantile 0.1", "outcome"] == "inconclusive"
+
+
 def test_probe_sees_a_planted_colour_and_nothing_in_a_match():
     lenses, same, red = make_measurements(250, 8), make_measurements(700, 9), make_measurements(700, 10, arc_g_r=0.8)
     weights = np.full(700, 1 / 700)
