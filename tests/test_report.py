@@ -29,7 +29,8 @@ def make_closure(verdict="closes"):
     control = {"must_fail": True, "caught": True, "caught_by": ["twins"], "conditional": make_row("does not close"),
                "twins": make_row("does not close")}  # fmt: skip
     extra = {"twins": make_row(), "extended": make_row(), "grid": make_row("inconclusive"),
-             "controls": {"random_hosts": control, "faint": control, "gain_150": control | {"must_fail": False}},
+             "controls": {"random_hosts": control, "faint": control, "gain_150": control | {"must_fail": False},
+                          "unspoiled": control | {"must_fail": False, "caught": False}},
              "detector": "0123abcd4567"}  # fmt: skip
     strict = make_row() | extra | {"fpr": 0.001}
     return make_row(verdict) | extra | {"fpr": 0.01, "fpr_1e-3": strict}
@@ -181,6 +182,7 @@ def test_numbers_are_those_of_the_stages(stage):
     assert numbers["training"] == {"epochs": 2, "best_epoch": 2, "best_auc": 0.94}
     assert numbers["realism"] == {"n_go": 1, "n_no_go": 0, "n_inconclusive": 0, "n_not_graded": 1, "n_checks": 2,
                                   "verdict": "GO"}  # fmt: skip
+    assert numbers["controls"]["n_controls"] == 3  # the correct injections beside them are none
     assert numbers["controls"]["n_must_fail_caught"] == 2 and numbers["closure"]["predicted"] == 0.43
 
 

@@ -7,7 +7,7 @@ from lensaudit.figures.style import COLOURS, SEQUENTIAL, label, mark_simulated, 
 
 ROW_NAMES = {
     "main": "closure set", "extended": "closure set, with arc energy", "twins": "twins", "grid": "grid, reweighted",
-    "random_hosts": "random hosts",
+    "unspoiled": "correct injections, same number", "random_hosts": "random hosts",
     "faint": "sources 1 mag too faint", "red": r"source $g-r$ = 1.15", "gain_150": r"gain 150 e$^-$/nMgy",
     "gaussian_psf": "Gaussian PSF, psfsize as FWHM", "psfsize_20": "psfsize 20 % too large",
 }  # fmt: skip
@@ -163,7 +163,8 @@ def plot_closure(table, tertiles, simulated=True):
     Returns
     -------
     matplotlib.figure.Figure
-        Left: predictive 95 % intervals (bars), observed recall (band: 95 % Jeffreys); red where it does not close.
+        Left: predictive 95 % intervals (bars), observed recall (band: 95 % Jeffreys); red where it does not close,
+        grey where a guard refuses the row.
     """
     fig, (left, right) = new_figure("text", 3.6, 1, 2, gridspec_kw={"width_ratios": [1.6, 1]})
     _draw_rows(left, table[table["operating_point"] == "headline"].reset_index(drop=True))
@@ -197,7 +198,7 @@ def _draw_rows(axis, rows):
             axis.text(main["recall"], place, "cannot be computed", va="center", fontsize=6)
             continue
         failed = row["verdict"] == "does not close"
-        colour = COLOURS["vermilion"] if failed else COLOURS["black"]
+        colour = COLOURS["vermilion"] if failed else "0.55" if row["verdict"] == "refused" else COLOURS["black"]
         errors = _bars(row.to_frame().T.astype({"predicted": float}), "predicted").astype(float)
         axis.errorbar([row["predicted"]], [place], xerr=errors, fmt="o", color=colour, ms=3.5, lw=1.2)
         axis.text(1.01, place, row["verdict"], va="center", fontsize=6, color=colour,
