@@ -29,6 +29,8 @@ def plot_maps(cells, threshold_name, simulated=True):
     """
     own = cells[cells["threshold_name"] == threshold_name]
     radii = np.sort(own["theta_E"].unique())
+    highest = own.loc[own["sufficient"].astype(bool), "completeness"].max()
+    top = min(1.0, np.ceil(10 * highest) / 10) if np.isfinite(highest) and highest > 0 else 1.0
     fig, axes = new_figure("text", 4.6, 3, 4, sharex=True, sharey=True)
     for axis, radius in zip(axes.flat, radii, strict=False):
         part = own[own["theta_E"] == radius]
@@ -36,7 +38,7 @@ def plot_maps(cells, threshold_name, simulated=True):
         sufficient = part.pivot(index="depth", columns="seeing", values="sufficient").to_numpy(dtype=bool)
         x, y = table.columns.to_numpy(), table.index.to_numpy()
         dx, dy = x[1] - x[0], y[1] - y[0]
-        image = axis.pcolormesh(_edges(x), _edges(y), table.to_numpy(), vmin=0, vmax=1, cmap=SEQUENTIAL)
+        image = axis.pcolormesh(_edges(x), _edges(y), table.to_numpy(), vmin=0, vmax=top, cmap=SEQUENTIAL)
         for j, i in zip(*np.nonzero(~sufficient), strict=True):
             axis.add_patch(Rectangle((x[i] - dx / 2, y[j] - dy / 2), dx, dy, facecolor="0.9", edgecolor="0.55",
                                      hatch="/////", linewidth=0))  # fmt: skip
@@ -91,7 +93,7 @@ def plot_slices(marginals, simulated=True):
                 axis.plot(part[name], part["completeness"], style, color=colour, label=text, marker=".")
                 if weighting == "footprint":
                     axis.fill_between(part[name], part["lower"], part["upper"], color=colour, alpha=0.2, linewidth=0)
-        axis.set(xlabel=label(name), ylim=(0, 1))
+        axis.set(xlabel=label(name), ylim=(0, None))
     np.atleast_1d(axes)[0].set_ylabel(label("completeness"))
     np.atleast_1d(axes)[0].legend(fontsize=6)
     return mark_simulated(fig, simulated)
@@ -115,7 +117,7 @@ def plot_zlens(curve, threshold_name, simulated=True):
         axis.plot(part["theta_E"], part["completeness"], color=COLOURS[colour], marker=".",
                   label=rf"$z_{{\rm l}}$ = {z:.2f}")  # fmt: skip
         axis.fill_between(part["theta_E"], part["lower"], part["upper"], color=COLOURS[colour], alpha=0.15, linewidth=0)
-    axis.set(xlabel=label("theta_E"), ylabel=f"completeness at {name_point(threshold_name)}", ylim=(0, 1))
+    axis.set(xlabel=label("theta_E"), ylabel=f"completeness at {name_point(threshold_name)}", ylim=(0, None))
     axis.legend(ncols=2)
     return mark_simulated(fig, simulated)
 
@@ -131,7 +133,7 @@ def plot_gates(gates, simulated=True):
     """
     axes_names = [name for name in ("theta_E", "psfsize_r", "depth_r") if name in set(gates["axis"])]
     fig, axes = new_figure("text", 2.5, 1, max(len(axes_names), 1), sharey=True)
-    styles = (("p_d", "blue", "in the data: P(D)"), ("p_m_d", "green", "found of these: P(M|D)"),
+    styles = (("p_d", "blue", "seen by gate D: P(D)"), ("p_m_d", "green", "found of these: P(M|D)"),
               ("p_m_nd", "vermilion", "found of the rest: P(M|not D)"))  # fmt: skip
     for axis, name in zip(np.atleast_1d(axes), axes_names, strict=False):
         part = gates[gates["axis"] == name]
