@@ -32,7 +32,7 @@ export MALLOC_MMAP_THRESHOLD_ := 17179869184
 export MALLOC_TRIM_THRESHOLD_ := 17179869184
 export TOKENIZERS_PARALLELISM := false
 
-A := artifacts/$(PROFILE)
+A := artifacts/$(basename $(notdir $(PROFILE)))
 STARTED := $(shell date +%s)
 RUN = $(PY) -m lensaudit
 
@@ -64,7 +64,7 @@ paper: paper/paper.pdf  ## simulated sky -> figures, tables, paper/paper.pdf; pr
 
 figures: figures/index.json  ## the figures of PROFILE, promoted to figures/
 
-verify: figures/index.json  ## compare key numbers with stored reference values
+verify: $(A)/09_summary/manifest.json  ## compare key numbers with stored reference values
 	@$(RUN) verify --profile $(PROFILE)
 
 test: $(READY)  ## set up, check style, run all tests with the smoke profile end to end
@@ -107,16 +107,20 @@ include $(MODULES)
 endif
 
 PROFILE_FILE := $(if $(filter %.toml,$(PROFILE)),$(PROFILE),lensaudit/profiles/$(PROFILE).toml)
+$(if $(wildcard $(PROFILE_FILE)),,$(error PROFILE=$(PROFILE): no such profile; use demo, smoke, real, dr10 or the path of a .toml file))
+ROOT_OPTION = $(if $(REAL_DATA),--data-root "$(REAL_DATA)")
+# What stands in figures/ and paper/generated/ belongs to one profile; asked for another, it is promoted again.
+PROMOTED := $(shell sed -n 's/^ "profile": "\(.*\)".*/\1/p' figures/index.json 2>/dev/null)
 
 $(A)/00_survey/made: $(modules_00_survey) $(PROFILE_FILE) $(wildcard data_manifests/*.toml) | $(READY)
-	@$(RUN) survey --profile $(PROFILE)
+	@$(RUN) survey --profile $(PROFILE) $(ROOT_OPTION)
 	@touch $@
 $(A)/00_survey/manifest.json: $(A)/00_survey/made ;
 
 # A notebook's manifest changes only when its result does; then make stops there.
 $(A)/%/executed.ipynb: notebooks/%.ipynb $$(modules_$$*) $$(foreach s,$$(inputs_$$*),$(A)/$$s/manifest.json) \
                        $(PROFILE_FILE) | $(READY)
-	@$(RUN) run $* --profile $(PROFILE) --device $(DEVICE)
+	@$(RUN) run $* --profile $(PROFILE) --device $(DEVICE) $(ROOT_OPTION)
 $(A)/%/manifest.json: $(A)/%/executed.ipynb ;
 .PRECIOUS: $(A)/%/executed.ipynb $(A)/%/manifest.json $(A)/00_survey/made $(A)/00_survey/manifest.json
 
@@ -126,6 +130,9 @@ artifacts/real/10_real_input/executed.ipynb: notebooks/10_real_input.ipynb $(mod
 	@$(RUN) run 10_real_input --profile real --device $(DEVICE) --data-root "$(REAL_DATA)"
 artifacts/real/10_real_input/manifest.json: artifacts/real/10_real_input/executed.ipynb ;
 
+ifneq ($(PROMOTED),$(basename $(notdir $(PROFILE))))
+.PHONY: figures/index.json
+endif
 figures/index.json: $(foreach c,$(CHAPTERS),$(A)/$c/manifest.json)
 	@$(RUN) promote --profile $(PROFILE)
 

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from lensaudit.artifacts import UserError, find_root, read_json, write_atomic
+from lensaudit.artifacts import UserError, find_root, read_json, read_table, write_atomic
 from lensaudit.config import load_config
 
 TEX_PACKAGES = ("latexmk", "texlive-latex-base", "texlive-latex-recommended", "texlive-publishers",
@@ -172,6 +172,7 @@ def command_report(profile, since=0.0):
         print(f"nothing to do: every result of {profile} is up to date")
     if closure.is_file() and profile != "real":
         print(describe_closure(read_json(closure)))
+        print(describe_gates(folder))
         print(f"paper       {_relative(paper) if paper.is_file() else 'not built (no TeX)'}\nfigures     figures/")
     print(f"notebooks   {_relative(folder)}/*/executed.ipynb")
 
@@ -191,6 +192,16 @@ def describe_closure(closure):
         )
         lines.append(f"\033[31m{text}\033[0m" if row["verdict"] == "does not close" else text)
     return "\n".join(lines)
+
+
+def describe_gates(folder):
+    """Return what the realism gate and the checks of the detector say, as one line, red when one failed."""
+    realism = read_json(folder / "06_injection_realism" / "realism.json")
+    gates = read_table(folder / "05_evaluation" / "gates.parquet", ["gate", "outcome"])
+    failed = list(gates.loc[gates["outcome"] == "fail", "gate"])
+    text = f"gates       realism {realism['outcome']}; {len(failed)} of {len(gates)} checks of the detector failed"
+    text += f": {', '.join(failed)}" if failed else ""
+    return f"\033[31m{text}\033[0m" if failed or realism["outcome"] == "NO-GO" else text
 
 
 def _relative(path):

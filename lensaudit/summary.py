@@ -119,6 +119,9 @@ def _collect_evaluation(stage):
     for metric in ("auc", "average_precision", "tpr0", "tpr10"):
         row = pick(result, f"metrics.{metric}", where)
         out |= {metric: row["value"], f"{metric}_lower": row["lower"], f"{metric}_upper": row["upper"]}
+    gates = stage.read_table("05_evaluation", "gates.parquet", ["gate", "outcome"])
+    failed = list(gates.loc[gates["outcome"] == "fail", "gate"])
+    out |= {"n_gates": len(gates), "n_gates_failed": len(failed), "gates_failed": "; ".join(failed) or "none"}
     recall = {(r["subset"], r["point"]): r for r in pick(result, "recall", where)}
     for tier in "AB":
         row = recall.get((f"Tier {tier}", HEADLINE), {})
@@ -379,7 +382,7 @@ def list_counts(summary):
     s, c = summary["sampling"], summary["crossmatch"]
     texts = {
         "catalogues": f"{c['n_entries']:,} entries\n{c['n_systems']:,} systems",
-        "survey": "sweeps, pixels", "truth": "known to no stage\nbut the last",
+        "survey": "sweeps, pixels", "truth": "read by closure\nand checks only",
         "positives": f"{c['n_matched']:,} systems\nA {c['tier_a']:,}, B {c['tier_b']:,}, S {c['tier_s']:,}",
         "negatives": f"{s['n_negatives']:,} galaxies\n{100 * s['confuser_share']:.0f}% confusers",
         **{split: f"{s[f'positives_{split}']:,} lenses\n{s[f'negatives_{split}']:,} negatives" for split in SPLITS},

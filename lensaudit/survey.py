@@ -155,13 +155,20 @@ def make_survey(config):
     return stage
 
 
+# A data root may bring these as <name>.parquet; without them photo-z are unknown, weights 1, stars and labels none.
+SIDE_TABLES = {"photoz": {"galaxy_id": "str", "z_phot": "float64"},
+               "footprint": {"galaxy_id": "str", "footprint_weight": "float64", "quarter": "int64"},
+               "stars": {"ra": "float64", "dec": "float64", "mag": "float64"},
+               "labels": {"ra": "float64", "dec": "float64", "label": "str"}}  # fmt: skip
+
+
 def _index_data_root(config, stage):
-    # Link real files into the layout of the simulated sky; weights are 1 and photo-z absent unless given.
+    # Copy what the stages read into the layout of the simulated sky, so that its hashes stand in the manifest.
     root = Path(config.data_root)
-    if not config.data_root or not root.is_dir():
-        raise UserError(
-            "no data root: give data_root or set LENSAUDIT_DATA to the folder that holds sweep/ and catalogs/"
-        )
+    if not config.data_root:
+        raise UserError("no data root: give data_root or set LENSAUDIT_DATA to a folder of sweeps and lens catalogues")
+    if not root.is_dir():
+        raise UserError(f"data root {root.name}: no such folder")
     sweeps = sorted(
         p for p in root.rglob("*") if p.suffix in (".fits", ".parquet") and p.name.startswith(("sweep", "tractor"))
     )
@@ -169,23 +176,30 @@ def _index_data_root(config, stage):
         raise UserError(
             f"no sweep-*.fits, tractor-*.fits or .parquet under the data root {root.name}; put the sweeps there"
         )
-    lists = sorted(root.rglob("*.csv"))
-    catalogues = [p for p in lists if "catalog" in p.name]
-    if not catalogues:
-        raise UserError(f"no lens catalogue (*catalog*.csv) under the data root {root.name}; put one in catalogs/")
-    for folder, files in (("sweep", sweeps), ("catalogs", catalogues)):
-        for path in files:
-            with write_atomic(stage.output(f"{folder}/{path.name}")) as temporary:
-                shutil.copyfile(path, temporary)
-    stage.write_json(
-        "source.json",
-        {
-            "positions": "data_root",
-            "simulated": False,
-            "n_sweeps": len(sweeps),
-            "catalogues": [p.name for p in catalogues],
-        },
-    )
+    lists = sorted(p for p in root.rglob("*.csv") if "lenscat" in p.name or p.name == "catalog.csv")
+    if len(lists) != 1:
+        raise UserError(f"data root {root.name} holds {len(lists)} files lenscat*.csv or catalog.csv; put exactly one")
+    for path in sweeps:
+        _copy(path, stage.output(f"sweep/{path.name}"))
+    _copy(lists[0], stage.output("catalogs/lenscat.csv"))
+    independent = next(iter(sorted(root.rglob("spectroscopic.csv"))), None)
+    if independent is not None:
+        _copy(independent, stage.output("catalogs/spectroscopic.csv"))
+    else:
+        with write_atomic(stage.output("catalogs/spectroscopic.csv")) as temporary:
+            temporary.write_text("name,RA,DEC,grade\n", encoding="utf-8")
+    for name, columns in SIDE_TABLES.items():
+        given = next(iter(sorted(root.rglob(f"{name}.parquet"))), None)
+        if given is None:
+            stage.write_table(f"{name}.parquet", pd.DataFrame({k: pd.Series(dtype=d) for k, d in columns.items()}))
+        else:
+            stage.write_table(f"{name}.parquet", read_table(given, list(columns)))
+    stage.write_json("source.json", {"positions": "data_root", "simulated": False, "n_sweeps": len(sweeps)})
+
+
+def _copy(source, target):
+    with write_atomic(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def open_pixels(config, stage):

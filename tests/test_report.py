@@ -77,6 +77,8 @@ def write_stages(config, closure=None):
     pd.DataFrame({"epoch": [1, 2], "val_auc": [0.9, 0.94]}).to_csv(metrics, index=False)
     stages["05_evaluation"].write_json("evaluation.json", make_evaluation())
     stages["05_evaluation"].write_json("thresholds.json", make_thresholds())
+    gates = pd.DataFrame({"gate": ["null injection", "annulus against core"], "outcome": ["pass", "fail"]})
+    stages["05_evaluation"].write_table("gates.parquet", gates)
     names = ["arc_snr median", "panel", "arc_snr median"]
     checks = pd.DataFrame({"sample": ["verdict", "panel", "targets"], "check": names,
                            "value": [1.1, np.nan, 1.0], "lower": [0.9, np.nan, 0.9], "upper": [1.3, np.nan, 1.1],

@@ -56,7 +56,7 @@ def plot_schematic(counts, simulated=True):
         _draw_arrow(axis, boxes[start], boxes[end])
     _draw_return(axis, boxes["test"], boxes["closure"], "held-out lenses", COLOURS["purple"], "-", 1.0)
     if simulated:
-        _draw_return(axis, boxes["truth"], boxes["closure"], "only to closure and to checks of estimators",
+        _draw_return(axis, boxes["truth"], boxes["closure"], "only to closure and to checks",
                      COLOURS["vermilion"], "--", 0.45)  # fmt: skip
     return mark_simulated(figure, simulated)
 

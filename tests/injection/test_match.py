@@ -11,7 +11,8 @@ def draw_hosts(n, seed, bright):
     mag = 20.5 - generator.exponential(0.8, n)
     mag = mag - bright
     table = {"psfsize_r": generator.uniform(0.9, 1.8, n), "depth_r": generator.uniform(23, 25, n), "mag_r": mag,
-             "shape_r": 10 ** (0.2 * (19 - mag) + generator.normal(0, 0.1, n)), "z_phot": generator.uniform(0.2, 0.7, n)}
+             "shape_r": 10 ** (0.2 * (19 - mag) + generator.normal(0, 0.1, n)),
+             "z_phot": generator.uniform(0.2, 0.7, n)}
     return pd.DataFrame(table).assign(in_deflector=True, galaxy_id=[f"h{i}" for i in range(n)])
 
 
