@@ -3,8 +3,6 @@
 import argparse
 import sys
 
-from lensaudit.artifacts import UserError
-
 
 def parse_arguments(arguments=None):
     """Return the parsed command line."""
@@ -36,8 +34,13 @@ def parse_arguments(arguments=None):
 def main(arguments=None):
     """Run one command; a user's mistake prints one line and returns 2."""
     options = parse_arguments(arguments)
-    from lensaudit import build
-
+    try:
+        from lensaudit import build
+        from lensaudit.artifacts import UserError
+    except ModuleNotFoundError as error:
+        print(f"lensaudit: this interpreter lacks {error.name}; install what pyproject.toml lists, or drop PY= so that "
+              "make sets up .venv", file=sys.stderr)  # fmt: skip
+        return 2
     try:
         keywords = {k: v for k, v in vars(options).items() if k != "command"}
         return getattr(build, f"command_{options.command}")(**keywords) or 0

@@ -183,6 +183,9 @@ class Stage:
         if upstream not in self._manifests:
             source, _, profile = upstream.partition("@")
             folder = self.folder.parent.parent / (profile or self.config.profile) / source
+            if not (folder / "manifest.json").is_file():
+                name = profile or self.config.profile
+                raise UserError(f"{source} of {name} is not made yet; run make PROFILE={name} summary first")
             self._manifests[upstream] = (folder, read_json(folder / "manifest.json"))
         return self._manifests[upstream]
 

@@ -130,7 +130,7 @@ def plot_composition(composition, simulated=True):
             base += share
     axis.set_xticks(range(len(cases)), [f"{c.prevalence:.1e}\ntop {100 * c.top:g} %" for c in cases.itertuples()],
                     fontsize=6)  # fmt: skip
-    axis.set(ylabel="share of the list", ylim=(0, 1.05), xlabel="prevalence and depth of the list")
+    axis.set(ylabel="share of the list", ylim=(0, 1.2), xlabel="prevalence and depth of the list")
     if labelled:
         axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=6)
     return mark_simulated(fig, simulated)
