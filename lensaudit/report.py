@@ -173,8 +173,9 @@ def make_table(table, columns, caption, label, wide=False):
     environment = "table*" if wide else "table"
     lines = [
         rf"\begin{{{environment}}}\centering", rf"\caption{{{caption}}}\label{{{label}}}",
-        rf"\begin{{tabular}}{{{''.join('r' if n else 'l' for n in numeric)}}}", r"\hline",
-        " & ".join(heads[c][0] for c in columns) + r" \\", r"\hline", *rows, r"\hline", r"\end{tabular}",
+        r"\sbox0{%", rf"\begin{{tabular}}{{{''.join('r' if n else 'l' for n in numeric)}}}", r"\hline",
+        " & ".join(heads[c][0] for c in columns) + r" \\", r"\hline", *rows, r"\hline", r"\end{tabular}}%",
+        r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi",  # never over the margin
     ]  # fmt: skip
     return "\n".join([*lines, rf"\end{{{environment}}}"]) + "\n"
 
