@@ -183,7 +183,7 @@ def _collect_closure(closure):
         out[name] = {key: pick(entry, key, where) for key in keys}
         out[name]["max_abs_z"] = pick(entry, "tertiles.max_abs_z", where)
         out[name]["limit"] = pick(entry, "tertiles.limit", where)
-    for name in ("twins", "extended", "grid"):
+    for name in ("twins", "extended", "oracle", "grid"):
         row = pick(closure, name, where)
         out[name] = {key: row.get(key) for key in (*INTERVAL, "n_lenses", "n_eff", "verdict", "closes")}
     # Correct injections of the same number are what controls are judged against, not a control.
@@ -303,7 +303,8 @@ def _table_gates(stage):
 
 def _table_closure(stage):
     table = tabulate_closure(stage.read_json("07_completeness", "closure.json"))
-    names = table["row"].replace({"main": "closure set", "extended": "closure set, with arc energy"})
+    names = table["row"].replace({"main": "closure set", "extended": "closure set, with arc energy",
+                                   "oracle": "closure set, with true arc S/N"})
     names = names.str.replace(UNSPOILED, "correct injections, same number").str.replace("_", " ")
     numbers = ("recall", "recall_lower", "recall_upper", "predicted", "predicted_lower", "predicted_upper")
     table = table.assign(row=names, point=table["fpr"].map({0.01: POINT_NAMES[HEADLINE], 0.001: POINT_NAMES[STRICT]}),

@@ -7,7 +7,8 @@ conditional row (8.7 as written) and the twins row, because conditioning on the 
 brightness. Beside them stands "unspoiled", correct injections of the same number: a control counts as caught when one
 of its rows does not close although the same row of the correct injections does not fail, and that row is named.
 
-The headline conditions on the six covariates of 8.7. A second row, `extended`, adds the antisymmetric arc energy.
+The headline conditions on the six covariates of 8.7. Two further rows diagnose: `extended` adds
+the antisymmetric arc energy, `oracle` takes the true arc S/N of the truth table in place of the measured one.
 
 Left for later: more than one sky, population closure on blank bricks.
 """
@@ -20,6 +21,7 @@ from lensaudit import stats
 from lensaudit.artifacts import UserError
 from lensaudit.audit.recovery import (
     EXTENDED,
+    ORACLE,
     SUPPORT_BANDWIDTH,
     KernelModel,
     choose_model,
@@ -72,8 +74,9 @@ def join_lenses(measurements, truth=None, tier="A", split="test"):
     """
     lenses = measurements[(measurements["split"] == split) & (measurements["tier"] == tier)].copy()
     if truth is not None:
-        known = truth.drop_duplicates("galaxy_id").set_index("galaxy_id")["theta_E"]
-        lenses["theta_E"] = lenses["galaxy_id"].map(known)
+        known = truth.drop_duplicates("galaxy_id").set_index("galaxy_id")
+        lenses["theta_E"] = lenses["galaxy_id"].map(known["theta_E"])
+        lenses["arc_snr_true"] = lenses["galaxy_id"].map(known["snr_true"]) if "snr_true" in known else np.nan
         lenses = lenses[lenses["theta_E"].notna()]
     elif "theta_E" not in lenses:
         raise UserError("held-out lenses have no theta_E; hand in a truth table or measure arc_radius on both sides")
@@ -256,8 +259,10 @@ def choose_models(injections, thresholds, config):
         operating point has no threshold.
     """
     def choose(flag):
-        extended = choose_model(injections, flag, config, covariates=EXTENDED)
-        return choose_model(injections, flag, config) | {"extended": extended}
+        further = {"extended": EXTENDED} | ({"oracle": ORACLE} if "arc_snr_true" in injections else {})
+        return choose_model(injections, flag, config) | {
+            kind: choose_model(injections, flag, config, covariates=names) for kind, names in further.items()
+        }
 
     return {name: None if threshold is None else choose(injections["logit"] > threshold)
             for name, threshold in thresholds.items()}  # fmt: skip
@@ -298,8 +303,7 @@ def run_closure(lenses, injections, twins, grid, controls, thresholds, choices, 
         else:
             row, table = close_conditional(lenses, injections, threshold, choices[name], config, f"{name}/main")
             supported = lenses[table["supported"].to_numpy()].reset_index(drop=True)
-            row["extended"], _ = close_conditional(supported, injections, threshold, choices[name]["extended"], config,
-                                                   f"{name}/extended")  # fmt: skip
+            row |= _diagnose(supported, injections, threshold, choices[name], config, name)
             row["twins"] = close_twins(supported, twins, threshold, config, f"{name}/twins")
             row["grid"] = close_grid(supported, grid, threshold, config, f"{name}/grid")
             row["controls"] = judge_controls({
@@ -313,9 +317,19 @@ def run_closure(lenses, injections, twins, grid, controls, thresholds, choices, 
     return out, pd.concat(tables, ignore_index=True)
 
 
+def _diagnose(lenses, injections, threshold, choice, config, name):
+    out = {}
+    for kind in ("extended", "oracle"):
+        known = kind in choice and has_covariates(lenses, choice[kind]["covariates"]).all() if len(lenses) else False
+        out[kind] = make_empty_row() | {"n_unsupported": len(lenses)}
+        if known:
+            out[kind], _ = close_conditional(lenses, injections, threshold, choice[kind], config, f"{name}/{kind}")
+    return out
+
+
 def _leave_empty(lenses, controls):
     empty = make_empty_row() | {"n_unsupported": len(lenses)}
-    row = empty | {"twins": dict(empty), "extended": dict(empty),
+    row = empty | {"twins": dict(empty), "extended": dict(empty), "oracle": dict(empty),
                    "grid": empty | {"n_eff": 0.0, "max_weight": np.nan, "guard_ok": False},
                    "controls": judge_controls({kind: {"conditional": empty, "twins": empty} for kind in controls}),
                    "model": "", "model_scores": {}}  # fmt: skip
@@ -346,7 +360,7 @@ def tabulate_closure(closure):
     points = {"headline": closure} | {k: v for k, v in closure.items() if k.startswith("fpr_")}
     rows = []
     for point, entry in points.items():
-        parts = {"main": entry} | {kind: entry[kind] for kind in ("extended", "twins", "grid")}
+        parts = {"main": entry} | {kind: entry[kind] for kind in ("extended", "oracle", "twins", "grid")}
         for kind, control in entry["controls"].items():
             parts |= {f"{kind} / conditional": control["conditional"], f"{kind} / twins": control["twins"]}
         for name, part in parts.items():

@@ -21,6 +21,8 @@ from lensaudit.artifacts import UserError
 # than the summed flux does; its row stands beside the headline and never in its place.
 COVARIATES = ("theta_E", "psfsize_r", "depth_r", "arc_snr", "arc_g_r", "mag_host")
 EXTENDED = (*COVARIATES, "arc_energy")
+# With the true arc S/N in place of the measured one: a diagnosis, possible on the simulated sky only.
+ORACLE = tuple("arc_snr_true" if name == "arc_snr" else name for name in COVARIATES)
 SUPPORT_BANDWIDTH = 0.5  # of the robust scatter of each covariate; defines the local effective size
 CANDIDATES = (("kernel", 0.3), ("kernel", 0.45), ("kernel", 0.7), ("spline", 0.3), ("spline", 3.0), ("spline", 30.0))
 N_FOLDS = 5
@@ -50,7 +52,7 @@ def _take_covariates(table, names):
     if missing:
         raise UserError(f"covariate(s) {', '.join(missing)} missing from the table; measure them before closure")
     values = np.stack([table[name].to_numpy(dtype=float) for name in names], axis=1)
-    for name in {"arc_snr", "arc_energy"} & set(names):
+    for name in {"arc_snr", "arc_snr_true", "arc_energy"} & set(names):
         column = names.index(name)
         values[:, column] = np.arcsinh(values[:, column] / 2.0)  # linear in the noise, logarithmic above
     if "arc_g_r" in names:

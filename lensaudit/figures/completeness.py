@@ -6,7 +6,8 @@ from matplotlib.patches import Rectangle
 from lensaudit.figures.style import COLOURS, SEQUENTIAL, label, mark_simulated, new_figure
 
 ROW_NAMES = {
-    "main": "closure set", "extended": "closure set, with arc energy", "twins": "twins", "grid": "grid, reweighted",
+    "main": "closure set", "extended": "closure set, with arc energy",
+    "oracle": "closure set, with true arc S/N", "twins": "twins", "grid": "grid, reweighted",
     "unspoiled": "correct injections, same number", "random_hosts": "random hosts",
     "faint": "sources 1 mag too faint", "red": r"source $g-r$ = 1.15", "gain_150": r"gain 150 e$^-$/nMgy",
     "gaussian_psf": "Gaussian PSF, psfsize as FWHM", "psfsize_20": "psfsize 20 % too large",
@@ -177,7 +178,7 @@ def plot_closure(table, tertiles, simulated=True):
                        ms=3, lw=0.7, color=COLOURS[colours[name]], label=f"tertiles of {label(name)}")  # fmt: skip
     right.set(xlabel="predicted recall", ylabel="observed recall", xlim=(0, 1), ylim=(0, 1), aspect="equal")
     if len(tertiles):
-        right.legend(loc="upper left", fontsize=6)
+        right.legend(loc="lower right", fontsize=6)
     return mark_simulated(fig, simulated)
 
 
@@ -205,7 +206,7 @@ def _draw_rows(axis, rows):
         axis.errorbar([row["predicted"]], [place], xerr=errors, fmt="o", color=colour, ms=3.5, lw=1.2)
         axis.text(1.01, place, row["verdict"], va="center", fontsize=6, color=colour,
                   transform=axis.get_yaxis_transform())  # fmt: skip
-    axis.axhline(3.5, color="0.8", lw=0.6)
+    axis.axhline(4.5, color="0.8", lw=0.6)
     axis.set(yticks=range(len(rows)), yticklabels=names, ylim=(len(rows) - 0.5, -0.5))
     axis.set_xlabel(f"recall at FPR {main['fpr']:g}")
     axis.tick_params(axis="y", labelsize=6, length=0)

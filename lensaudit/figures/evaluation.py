@@ -36,10 +36,10 @@ def plot_scores(table, thresholds, simulated=True):
     seaborn.kdeplot(lenses, hue=label("psfsize_r"), hue_order=order, palette=colours, ax=axes[1], **common)
     marked = [e for e in thresholds.values() if e["fpr"] and e["threshold"] is not None]
     for axis, title in zip(axes, (None, "Tier A lenses, " + label("psfsize_r")), strict=True):
-        for entry, style in zip(marked, ("--", ":"), strict=False):
+        for entry, style, height in zip(marked, ("--", ":"), (0.98, 0.90), strict=False):
             axis.axvline(entry["threshold"], color=COLOURS["grey"], ls=style, lw=0.8)
-            axis.text(entry["threshold"], 0.98, f" {entry['fpr']:g}", transform=axis.get_xaxis_transform(), va="top",
-                      fontsize=6, color=COLOURS["grey"])  # fmt: skip
+            axis.text(entry["threshold"], height, f" FPR {entry['fpr']:g}", va="top", fontsize=6,
+                      color=COLOURS["grey"], transform=axis.get_xaxis_transform())  # fmt: skip
         axis.set(xlabel=label("logit"), ylabel="density")
         if axis.get_legend():
             seaborn.move_legend(axis, "lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, title=title,

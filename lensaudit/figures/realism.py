@@ -37,7 +37,7 @@ def plot_distributions(targets, injections, weights, columns=PANELS, simulated=T
     palette = {"lenses": COLOURS["vermilion"], "injections": COLOURS["blue"]}
     for axis, column in zip(axes.flat, columns, strict=False):
         values = table[column]
-        low, high = RANGES.get(column, tuple(np.nanpercentile(values, [0.5, 99.5])))
+        low, high = RANGES.get(column, tuple(np.nanpercentile(values, [0.5, 98.0])))
         part = table[(values >= low) & (values <= high)]
         seaborn.histplot(part, x=column, hue="population", weights="weight", stat="density", common_norm=False,
                          element="step", fill=False, bins=24, binrange=(low, high), palette=palette, ax=axis,

@@ -43,6 +43,7 @@ LABELS = {
     "purity": "purity", "prevalence": "prevalence", "completeness": "completeness", "predicted": "predicted recall",
     "threshold": "threshold [logit]", "epoch": "epoch", "loss": "weighted BCE", "auc": "AUC", "n_eff": r"$n_{\rm eff}$",
     "arc_snr": r"arc S/N ($r$)", "arc_snr_true": r"true arc S/N ($r$)", "snr_true": r"true arc S/N ($r$)",
+    "mag_host": r"host $r$ [mag]",
     "arc_g_r": r"arc $g-r$ [mag]", "arc_r_z": r"arc $r-z$ [mag]", "g_r": r"$g-r$ [mag]", "r_z": r"$r-z$ [mag]",
     "arc_width": "arc width [arcsec]", "arc_radius": "arc radius [arcsec]", "asymmetry": "asymmetry",
     "ridge": "ridge energy", "sky_sigma": r"sky $\sigma$ [nMgy pixel$^{-1}$]", "flux": "flux [nMgy]",
