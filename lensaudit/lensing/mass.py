@@ -4,10 +4,35 @@ Deflections are pure functions of torch tensors of any floating type. Power laws
 the deepening of the engine.
 """
 
+import numpy as np
 import torch
 
+PACK = ("theta_E", "q", "phi", "gamma1", "gamma2", "slope", "a3", "phi3", "a4", "phi4", "subhalo_theta_E", "subhalo_x",
+        "subhalo_y", "subhalo_r_cut")  # fmt: skip
+# An absent column means this; theta_E, q and phi have no default.
+DEFAULTS = {"gamma1": 0.0, "gamma2": 0.0, "slope": 2.0, "a3": 0.0, "phi3": 0.0, "a4": 0.0, "phi4": 0.0,
+            "subhalo_theta_E": 0.0, "subhalo_x": 0.0, "subhalo_y": 0.0, "subhalo_r_cut": 1.0}  # fmt: skip
 # Below this distance from q = 1 the elliptical formula is 0/0; the sphere is reached to better than 1e-6 theta_E.
 _ROUND = {torch.float32: 1e-5, torch.float64: 1e-8}
+
+
+def pack_lens(lens):
+    """Pack lens parameters into one array, in the order of `PACK`, for the compiled engine.
+
+    Parameters
+    ----------
+    lens : dict of Tensor or ndarray of shape (N,), or pandas.DataFrame
+        theta_E, q, phi and any of the optional names; absent ones take `DEFAULTS`.
+
+    Returns
+    -------
+    ndarray of float64, shape (N, 14)
+    """
+    first = np.asarray(lens["theta_E"], dtype=np.float64)
+    packed = np.empty((first.size, len(PACK)))
+    for i, name in enumerate(PACK):
+        packed[:, i] = np.asarray(lens[name] if name in lens or name not in DEFAULTS else DEFAULTS[name])
+    return packed
 
 
 def deflect_sie(x, y, theta_E, q, phi):
