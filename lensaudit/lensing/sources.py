@@ -8,9 +8,15 @@ import numpy as np
 import torch
 from scipy.special import gamma, gammaincinv, ndtri
 
+from lensaudit.artifacts import UserError
+
 CLUMP_SIZE = (0.08, 0.25)  # half-light radius of a clump over that of the disc: 0.1-1 kpc clumps in 3-kpc discs
 CLUMP_FLOOR = 0.05  # arcsec; smaller ones are alike at ground-based seeing and would need needlessly fine samples
 CLUMP_INDEX = 0.5  # Gaussian
+# The fields of a Sersic component and the order in which they are packed. x, y: centre [arcsec]; xx, xy, yy: quadratic
+# form of the elliptical radius [arcsec^-2]; b: b_n; inverse_n: 1/n; central: I(0) [flux / arcsec^2]; gx, gy: direction
+# cosines of the major axis over R [1/arcsec]; g: amplitude of the gradient along it, 0 for a symmetric profile.
+FIELDS = ("x", "y", "xx", "xy", "yy", "b", "inverse_n", "central", "gx", "gy", "g")
 TAIL = 2e-4  # fraction of a component's flux outside the radius within which it is evaluated
 
 
@@ -46,7 +52,8 @@ def evaluate_sersic(x, y, component):
     component : dict of Tensor
         x, y [arcsec], xx, xy, yy (quadratic form of the elliptical radius in half-light radii [arcsec^-2]), b,
         inverse_n, central [flux / arcsec^2]; each broadcasting with `x`. An optional float ``index`` says that all have
-        this Sersic index, for which a shorter formula exists (0.5 and 1).
+        this Sersic index, for which a shorter formula exists (0.5 and 1). gx, gy [1/arcsec], g are optional: the
+        profile is multiplied with 1 + g tanh(gx dx + gy dy), which is odd and so keeps the flux.
 
     Returns
     -------
@@ -60,11 +67,15 @@ def evaluate_sersic(x, y, component):
     dx, dy = x - component["x"], y - component["y"]
     r2 = (component["xx"] * dx + 2.0 * component["xy"] * dy) * dx + component["yy"] * dy * dy
     if component.get("index") == 0.5:
-        return component["central"] * torch.exp(-component["b"] * r2)
-    if component.get("index") == 1.0:
-        return component["central"] * torch.exp(-component["b"] * torch.sqrt(r2))
-    log_r = 0.5 * torch.log(r2.clamp_min(1e-30))
-    return component["central"] * torch.exp(-component["b"] * torch.exp(log_r * component["inverse_n"]))
+        power = r2
+    elif component.get("index") == 1.0:
+        power = torch.sqrt(r2.clamp_min(0.0))
+    else:
+        power = torch.exp(0.5 * torch.log(r2.clamp_min(1e-30)) * component["inverse_n"])
+    value = component["central"] * torch.exp(-component["b"] * power)
+    if component.get("g") is None:
+        return value
+    return value * (1.0 + component["g"] * torch.tanh(component["gx"] * dx + component["gy"] * dy))
 
 
 def quadratic_form(R, q, phi):
@@ -110,7 +121,7 @@ def place_clumps(uniforms, R, q, phi, n_clumps, max_clumps=6):
     }  # fmt: skip
 
 
-def make_components(x, y, R, n, q, phi, clumps=None, dtype=torch.float32, device="cpu"):
+def make_components(x, y, R, n, q, phi, clumps=None, dtype=torch.float32, device="cpu", gradient=None):
     """Build the component list of a batch: one disc per stamp, then the clumps of the clumpy ones.
 
     Parameters
@@ -120,6 +131,9 @@ def make_components(x, y, R, n, q, phi, clumps=None, dtype=torch.float32, device
     clumps : dict, optional
         From `place_clumps`.
     dtype, device
+    gradient : ndarray of shape (N,), optional
+        Amplitude in (-1, 1) of the disc's lopsidedness, brightness x (1 + gradient tanh(x'/R)) with x' along the major
+        axis. The fields gx, gy, g are made only where one is not zero, so that symmetric sources cost nothing more.
 
     Returns
     -------
@@ -149,7 +163,19 @@ def make_components(x, y, R, n, q, phi, clumps=None, dtype=torch.float32, device
         "central": sersic_central(flux, R, n), "extent": sersic_extent(n) * R / np.sqrt(q),
         "core": 2.5 * R / np.sqrt(q),
     }  # fmt: skip
+    if gradient is not None and np.any(gradient):
+        values |= _tilt_discs(gradient, R, phi)
     out = {name: torch.as_tensor(value, dtype=dtype, device=device) for name, value in values.items()}
     whole = {"stamp": stamp, "plane": plane, "sampling": sampling}
     out |= {name: torch.as_tensor(value, dtype=torch.int64, device=device) for name, value in whole.items()}
     return out, owner
+
+
+def _tilt_discs(gradient, R, phi):
+    """Return gx, gy, g of the components; the discs come first and clumps have none."""
+    gradient = np.asarray(gradient, dtype=np.float64)
+    bad = np.flatnonzero(~(np.abs(gradient) < 1.0))
+    if len(bad):
+        raise UserError(f"gradient: row {bad[0]} holds {gradient[bad[0]]:g}; it must lie between -1 and 1")
+    g = np.concatenate([gradient, np.zeros(len(R) - len(gradient))])
+    return {"gx": np.cos(phi) / R, "gy": np.sin(phi) / R, "g": g}
