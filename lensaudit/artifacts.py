@@ -207,6 +207,10 @@ class Stage:
             self._read[key] = expected
         return path
 
+    def list_read(self):
+        """Return what this stage has read so far: the sha256 of each upstream file by ``upstream/filename``, sorted."""
+        return dict(sorted(self._read.items()))
+
     def inputs_of(self, upstream, prefix=""):
         """Return the checked paths of all upstream files whose name starts with `prefix`, sorted by name."""
         _, manifest = self._manifest_of(upstream)
@@ -275,7 +279,7 @@ class Stage:
         }
         manifest = {
             "stage": self.name, "profile": self.config.profile, "seed": self.config.seed,
-            "config": hash_object(sections), "inputs": self._read, "outputs": outputs,
+            "config": hash_object(sections), "inputs": self.list_read(), "outputs": outputs,
         }  # fmt: skip
         path = self.folder / "manifest.json"
         if not path.is_file() or read_json(path) != json.loads(json.dumps(manifest, default=to_json)):

@@ -169,9 +169,8 @@ def close_twins(lenses, twins, threshold, config, name):
         The supported lenses of the main row.
     twins : pandas.DataFrame
         Scored twins with lens_id (galaxy_id of the lens) and host_index.
-    threshold : float
-    config : lensaudit.config.Config
-    name : str
+    threshold, config, name
+        As `close_conditional` takes them.
 
     Returns
     -------
@@ -206,14 +205,13 @@ def close_grid(lenses, grid, threshold, config, name, choice_bandwidth=SUPPORT_B
 
     Parameters
     ----------
-    lenses : pandas.DataFrame
-        The supported lenses of the main row.
+    lenses, threshold, config, name
+        As `close_twins` takes them.
     grid : pandas.DataFrame
         Scored grid injections with mu, arc_snr_true, weight; those outside the closure set's cuts or untied to their
         host get no weight.
-    threshold : float
-    config : lensaudit.config.Config
-    name : str
+    choice_bandwidth : float
+        Of the kernel, in robust standard deviations of the covariates.
 
     Returns
     -------

@@ -81,13 +81,13 @@ def write_stamps(stage, source, galaxies, config):
 def _identify(stage, source):
     """What the pixels depend on besides the object: the files the stage has read, and the source's identity or code."""
     if getattr(source, "identity", ""):
-        return [str(source.identity), dict(sorted(stage._read.items()))]
+        return [str(source.identity), stage.list_read()]
     try:
         folder = Path(inspect.getsourcefile(type(source))).parent
     except (TypeError, OSError):
-        return [type(source).__name__, dict(sorted(stage._read.items()))]
+        return [type(source).__name__, stage.list_read()]
     code = {path.name: hash_file(path) for path in sorted(folder.glob("*.py"))}
-    return [code, dict(sorted(stage._read.items()))]
+    return [code, stage.list_read()]
 
 
 def _name_shard(folder, number, absolute=False):

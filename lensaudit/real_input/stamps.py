@@ -105,13 +105,15 @@ def measure_rim(stamp):
     return 1.4826 * np.nanmedian(np.abs(values - centre), axis=1)
 
 
+def select_accepted(table):
+    """Return the accepted rows of the table of `read_stamps`, in the order of its images."""
+    return table[table["accepted"]].reset_index(drop=True)
+
+
 def measure_stamps(table, images):
     """Measure quality, background and arcs of the accepted stamps, blindly and as for any other stamp.
 
-    Parameters
-    ----------
-    table, images
-        From `read_stamps`.
+    `table` and `images` are those of `read_stamps`.
 
     Returns
     -------
@@ -119,7 +121,7 @@ def measure_stamps(table, images):
         One row per accepted stamp: file, resampled, quality columns, arc columns of `detectability.measure_arcs`,
         and ``noise_note``: why sigma_pix is not the sky's, empty when it is.
     """
-    accepted = table[table["accepted"]].reset_index(drop=True)
+    accepted = select_accepted(table)
     quality = measure_quality(images)[list(QUALITY_COLUMNS)]
     arcs = measure_arcs(images)[list(ARC_COLUMNS)]
     out = pd.concat([accepted[["file", "dataset", "resampled"]], quality, arcs], axis=1)
@@ -158,7 +160,7 @@ def compare_noise(table, images):
     Parameters
     ----------
     table, images
-        From `read_stamps`.
+        As `measure_stamps` takes them.
 
     Returns
     -------
@@ -167,7 +169,7 @@ def compare_noise(table, images):
         (to the two digits of the quotation), sky (median over the stamps of the noise in the rim).
     """
     quoted = load_dataset("dr10_lens_stamps")["quoted"]
-    accepted = table[table["accepted"]].reset_index(drop=True)
+    accepted = select_accepted(table)
     own = (accepted["dataset"] == "dr10_lens_stamps").to_numpy()
     pixels = images[own].reshape(own.sum(), len(BANDS), -1)
     spread = 1.4826 * np.median(np.abs(pixels - np.median(pixels, axis=2, keepdims=True)), axis=2)

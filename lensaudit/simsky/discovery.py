@@ -17,6 +17,13 @@ from lensaudit.simsky.population import load_population
 
 MAX_ROUNDS = 40
 AREA = 0.0625  # square degrees per brick
+MASS_COLUMNS = ("theta_E", "q", "phi", "gamma1", "gamma2", "slope")
+# What drawing a lens's arcs needs of its row.
+ARC_COLUMNS = (
+    *MASS_COLUMNS,
+    *("source_x", "source_y", "source_R", "source_q", "source_phi", "source_key"),
+    *("mag_source_g", "mag_source_r", "mag_source_z"),
+)
 
 
 @contextlib.contextmanager
@@ -202,26 +209,7 @@ def measure_lenses(galaxies, quarters, quarter_row, run):
     conditions = quarters.iloc[quarter_row[rows]].to_dict("records")
     tasks = [
         (
-            {
-                name: r[name]
-                for name in (
-                    "theta_E",
-                    "q",
-                    "phi",
-                    "gamma1",
-                    "gamma2",
-                    "slope",
-                    "source_x",
-                    "source_y",
-                    "source_R",
-                    "source_q",
-                    "source_phi",
-                    "source_key",
-                    "mag_source_g",
-                    "mag_source_r",
-                    "mag_source_z",
-                )
-            },
+            {name: r[name] for name in ARC_COLUMNS},
             c,
             [r["mw_g"], r["mw_r"], r["mw_z"]],
         )
@@ -235,20 +223,7 @@ def measure_lenses(galaxies, quarters, quarter_row, run):
     table["source_key"] = table["source_key"].astype("int64")
     table["n_images"] = table["n_images"].astype("int64")
     names = [
-        *(
-            "galaxy_id",
-            "lens_name",
-            "ra",
-            "dec",
-            "theta_E",
-            "q",
-            "phi",
-            "gamma1",
-            "gamma2",
-            "slope",
-            "z_lens",
-            "z_source",
-        ),
+        *("galaxy_id", "lens_name", "ra", "dec", *MASS_COLUMNS, "z_lens", "z_source"),
         *("sigma_v", "source_x", "source_y", "source_R", "source_n", "source_q", "source_phi", "source_key"),
         *(f"{name}_{band}" for name in ("mag_source", "flux_lensed", "psf_fwhm") for band in physics.BANDS),
         *("mu", "snr_true", "snr_discovery", "n_images", "is_catalogued", "channel", "tier", "discovery_probability"),

@@ -95,20 +95,7 @@ def draw_early_types(rng, n, limit=21.0):
     )
     radius = 10.0**size / (physics.angular_distance(z) * 1000.0) * 206264.8
     q = np.clip(1.0 - rng.rayleigh(np.maximum(p["axis_ratio"][0] - p["axis_ratio"][1] * sigma, 0.08)), 0.2, 1.0)
-    table = pd.DataFrame(
-        {
-            "sigma_v": sigma,
-            "z_true": z,
-            "mag_z": mag_z,
-            "mag_r": mag_z + rz,
-            "mag_g": mag_z + rz + gr,
-            "mag_w1": mag_z - rng.normal(p["zw1_mean"], p["zw1_scatter"], n),
-            "R": np.clip(radius, 0.15, 12.0),
-            "q": q,
-        }
-    )
-    table["family"] = "early"
-    return _assign_types(rng, table, p)
+    return _tabulate_family(rng, p, "early", sigma, z, (mag_z + rz + gr, mag_z + rz, mag_z), radius, q)
 
 
 def draw_late_types(rng, n, bright=14.5, limit=20.0):
@@ -122,19 +109,27 @@ def draw_late_types(rng, n, bright=14.5, limit=20.0):
     gr = p["gr"][0] + p["gr"][1] * np.minimum(z, 0.5) + p["gr"][2] * rng.normal(size=n)
     radius = p["size_r18"] * 10 ** (p["size_slope"] * (mag_z - 18) + p["size_scatter"] * rng.normal(size=n))
     cosine, t = rng.random(n), p["thickness"]
+    sigma = np.clip(110 * 10 ** (-0.06 * (mag_z - 18)) * np.exp(0.25 * rng.normal(size=n)), 40, 260)
+    q = np.sqrt(t**2 + (1 - t**2) * cosine**2)
+    return _tabulate_family(rng, p, "late", sigma, z, (mag_z + rz + gr, mag_z + rz, mag_z), radius, q)
+
+
+def _tabulate_family(rng, p, family, sigma, z, magnitudes, radius, q):
+    # What both families share: W1 by the z magnitude, sizes within the survey's range, TYPE and Sersic index.
+    mag_g, mag_r, mag_z = magnitudes
     table = pd.DataFrame(
         {
-            "sigma_v": np.clip(110 * 10 ** (-0.06 * (mag_z - 18)) * np.exp(0.25 * rng.normal(size=n)), 40, 260),
+            "sigma_v": sigma,
             "z_true": z,
             "mag_z": mag_z,
-            "mag_r": mag_z + rz,
-            "mag_g": mag_z + rz + gr,
-            "mag_w1": mag_z - rng.normal(p["zw1_mean"], p["zw1_scatter"], n),
+            "mag_r": mag_r,
+            "mag_g": mag_g,
+            "mag_w1": mag_z - rng.normal(p["zw1_mean"], p["zw1_scatter"], len(z)),
             "R": np.clip(radius, 0.15, 12.0),
-            "q": np.sqrt(t**2 + (1 - t**2) * cosine**2),
+            "q": q,
         }
     )
-    table["family"] = "late"
+    table["family"] = family
     return _assign_types(rng, table, p)
 
 
