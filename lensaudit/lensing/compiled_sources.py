@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from lensaudit.lensing.sources import FIELDS
+from lensaudit.lensing.sources import FIELDS, IMAGE_FIELDS
 
 try:
     from numba import njit
@@ -48,6 +48,74 @@ def evaluate_profile(dx, dy, c):
     return value
 
 
+@njit(nogil=True, cache=True, error_model="numpy")
+def interpolate_image(image, u, v):
+    """Return an image's value between its pixels.
+
+    Parameters
+    ----------
+    image : ndarray of shape (rows, columns)
+        Cubic B-spline coefficients, one image of `sources.ImageBank`.
+    u, v : float
+        Column and row [pixel]; 0 is the centre of the first.
+
+    Returns
+    -------
+    float
+        Flux per pixel; zero outside, as if coefficients of zero stood there.
+    """
+    rows, columns = image.shape
+    if not (u > -2.0 and v > -2.0 and u < columns + 1.0 and v < rows + 1.0):
+        return 0.0
+    left, top = math.floor(u), math.floor(v)
+    f, h = u - left, v - top
+    g = 1.0 - f
+    w0, w3 = g * g * g / 6.0, f * f * f / 6.0
+    w1, w2 = 2.0 / 3.0 - f * f * (1.0 - 0.5 * f), 2.0 / 3.0 - g * g * (1.0 - 0.5 * g)
+    j, i = int(left) - 1, int(top) - 1
+    inside = j >= 0 and j + 3 < columns
+    value = 0.0
+    for a in range(4):
+        row = i + a
+        if row < 0 or row >= rows:
+            continue
+        distance = abs(h + 1.0 - a)
+        if distance < 1.0:
+            weight = 2.0 / 3.0 - distance * distance * (1.0 - 0.5 * distance)
+        else:
+            weight = (2.0 - distance) ** 3 / 6.0
+        if inside:
+            line = w0 * float(image[row, j]) + w1 * float(image[row, j + 1])
+            line += w2 * float(image[row, j + 2]) + w3 * float(image[row, j + 3])
+        else:
+            line = 0.0
+            for b in range(4):
+                if 0 <= j + b < columns:
+                    line += (w0, w1, w2, w3)[b] * float(image[row, j + b])
+        value += weight * line
+    return value
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def evaluate_stamp(dx, dy, central, placement, coefficients):
+    """Return the surface brightness [flux / arcsec^2] of a component that is an image.
+
+    Parameters
+    ----------
+    dx, dy : float
+        Source-plane position minus the component's centre [arcsec].
+    central : float
+        Field `central` of the component (column 7 of `pack_components`) [arcsec^-2].
+    placement : float64 ndarray of shape (5,)
+        One row of `pack_placements`: image, ux, uy, u0, v0; image not negative.
+    coefficients : ndarray of shape (K, S, S)
+        Of `sources.ImageBank`.
+    """
+    u = placement[3] + placement[1] * dx + placement[2] * dy
+    v = placement[4] - placement[2] * dx + placement[1] * dy
+    return central * interpolate_image(coefficients[int(placement[0])], u, v)
+
+
 def pack_components(components):
     """Return components as rows for `evaluate_profile`.
 
@@ -63,6 +131,27 @@ def pack_components(components):
     """
     packed = np.zeros((len(components["x"]), len(FIELDS)))
     for column, name in enumerate(FIELDS):
+        if name in components:
+            packed[:, column] = components[name].detach().cpu().numpy()
+    return packed
+
+
+def pack_placements(components):
+    """Return where components that are images stand in them, as rows for `evaluate_stamp`.
+
+    Parameters
+    ----------
+    components : dict of Tensor of shape (M,)
+        From `sources.make_components`.
+
+    Returns
+    -------
+    float64 ndarray of shape (M, 5)
+        Columns in the order of `IMAGE_FIELDS`; image is -1 where the component is a Sersic profile.
+    """
+    packed = np.zeros((len(components["x"]), len(IMAGE_FIELDS)))
+    packed[:, 0] = -1.0
+    for column, name in enumerate(IMAGE_FIELDS):
         if name in components:
             packed[:, column] = components[name].detach().cpu().numpy()
     return packed
