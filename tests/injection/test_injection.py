@@ -10,7 +10,6 @@ from lensaudit.artifacts import UserError
 from lensaudit.config import CompletenessConfig, Config, InjectionConfig
 from lensaudit.injection import cells, inject, priors
 from lensaudit.injection import hosts as host_module
-from lensaudit.injection.oracle import render_with_lenstronomy
 
 BANDS = ("g", "r", "z")
 CONFIG = Config(device="cpu")
@@ -91,16 +90,6 @@ def test_zero_flux_returns_the_hosts_bits(hosts, table):
     out, arcs = inject.inject(dark, hosts, images, CONFIG, 9)
     assert out.tobytes() == images.tobytes()
     assert not arcs.any()
-
-
-def test_arcs_are_lenstronomys(hosts, table):
-    arcs, _ = inject.render_table(table, hosts, CONFIG, 9)
-    same, _ = inject.render_table(table[:6], hosts, CONFIG, 9, supersampling=5, refine=0.0, dtype=torch.float64)
-    for i in range(6):
-        reference = render_with_lenstronomy(table[i : i + 1], hosts, 9)
-        assert np.abs(same[i] - reference).max() < 1e-4 * reference.max()
-    fine = render_with_lenstronomy(table[:1], hosts, 9, supersampling=15)
-    assert np.abs(arcs[0] - fine).max() < 6e-3 * fine.max()
 
 
 def test_table_describes_its_arcs(hosts, table):
