@@ -77,7 +77,7 @@ def deflect_prepared(x, y, c):
     ax = s * cosine - d * sine + gamma1 * x + gamma2 * y
     ay = s * sine + d * cosine + gamma2 * x - gamma1 * y
     if a3c != 0.0 or a3s != 0.0 or a4c != 0.0 or a4s != 0.0:
-        mx, my = _deflect_multipoles(x, y, a3c, a3s, a4c, a4s)
+        mx, my = deflect_multipoles(x, y, a3c, a3s, a4c, a4s)
         ax, ay = ax + mx, ay + my
     if sub != 0.0:
         dx, dy = x - sub_x, y - sub_y
@@ -89,7 +89,7 @@ def deflect_prepared(x, y, c):
 
 
 @compile_scalar
-def _deflect_multipoles(x, y, a3c, a3s, a4c, a4s):
+def deflect_multipoles(x, y, a3c, a3s, a4c, a4s):
     """Return the deflection of both multipoles; ``amc``, ``ams``: a_m times the cosine and sine of m phi_m."""
     r = max(sqrt(x * x + y * y), _CENTRE)
     c, s = x / r, y / r

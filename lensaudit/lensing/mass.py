@@ -1,7 +1,7 @@
 """Mass models in lenstronomy's conventions: elliptical power law, external shear, multipoles, one subhalo.
 
 Deflections are pure functions of torch tensors of any floating type. `lensing.compiled` holds the same in scalar code
-for the CPU, and `lensing.images` finds images with it.
+for the CPU, and finds images with it.
 """
 
 import math

@@ -1,0 +1,296 @@
+"""Images of point sources behind any packed lens, compiled for the CPU: numbers, positions, magnifications.
+
+`magnify_images` scans angles and is for isothermal lenses, fast; `find_images` and `count_images` search a grid and are
+for all. Which images are meant is the same: see `find_images`.
+"""
+
+from math import cos, sin, sqrt
+
+import numpy as np
+
+from lensaudit.lensing.compiled import (
+    A3,
+    A4,
+    GAMMA1,
+    GAMMA2,
+    SLOPE,
+    SUB_THETA_E,
+    SUB_X,
+    SUB_Y,
+    THETA_E,
+    Q,
+    compile_scalar,
+    count_terms,
+    deflect_multipoles,
+    deflect_prepared,
+    differentiate_prepared,
+    prepare_lens,
+)
+
+MAX_IMAGES = 8  # of `find_images`; ellipsoid, shear and small multipoles make 4, a subhalo adds at most a few
+N_MAGNIFICATIONS = 6  # of `magnify_images`
+FAINTEST = 1e-4  # images fainter than this times the source are left out
+_MAX_RINGS = 96
+
+
+@compile_scalar
+def magnify_images(source_x, source_y, packed, n_angles=180):
+    """Find the magnifications of the images of point sources; the compiled twin of `mass.magnify_images`.
+
+    Parameters
+    ----------
+    source_x, source_y : ndarray of float64, shape (N,)
+        Source position [arcsec].
+    packed : ndarray of shape (N, 14)
+        From `mass.pack_lens`. The slope is taken as 2 and a subhalo is left out; `find_images` takes all.
+    n_angles : int
+        Angles scanned, even; see `mass.magnify_images`.
+
+    Returns
+    -------
+    ndarray of shape (N, 6)
+        Absolute magnifications, in the order of angle, 0 where there are no more images.
+
+    Notes
+    -----
+    `mass.magnify_images` has the equations. Multipoles are isothermal too and are taken along. Opposite angles share
+    their deflection but for its sign (m = 3: and its sign too), which comes from the angular series of the power law.
+    """
+    half, mu = n_angles // 2, np.zeros((source_x.size, N_MAGNIFICATIONS))
+    ex, ey = _place_angles(n_angles)
+    work, series = np.zeros((7, n_angles + 1)), np.empty((6, half))
+    cross, ux, uy, ax, ay, mx, my = work[0], work[1], work[2], work[3], work[4], work[5], work[6]
+    for i in range(source_x.size):
+        bx, by, g1, g2 = source_x[i], source_y[i], packed[i, GAMMA1], packed[i, GAMMA2]
+        c = prepare_lens(packed[i])
+        _scan_ellipsoid(half, ex, ey, packed[i], c, ax, ay, series)
+        if c[12] != 0.0 or c[13] != 0.0:
+            for j in range(half):
+                dx, dy = deflect_multipoles(ex[j], ey[j], 0.0, 0.0, c[12], c[13])
+                ax[j], ay[j] = ax[j] + dx, ay[j] + dy
+        for j in range(half):
+            mx[j], my[j] = bx, by
+        if c[10] != 0.0 or c[11] != 0.0:
+            for j in range(half):
+                dx, dy = deflect_multipoles(ex[j], ey[j], c[10], c[11], 0.0, 0.0)
+                mx[j], my[j] = bx + dx, by + dy
+        for j in range(half):
+            ux[j], uy[j] = ex[j] * (1.0 - g1) - g2 * ey[j], ey[j] * (1.0 + g1) - g2 * ex[j]
+            cross[j] = ux[j] * (my[j] + ay[j]) - uy[j] * (mx[j] + ax[j])
+            cross[j + half] = uy[j] * (mx[j] - ax[j]) - ux[j] * (my[j] - ay[j])
+        cross[n_angles] = cross[0]
+        found = 0
+        for j in range(n_angles):
+            if cross[j] * cross[j + 1] > 0.0 or (cross[j] != 0.0 and cross[j + 1] == 0.0):
+                continue
+            weight = cross[j] / (cross[j] - cross[j + 1]) if cross[j] != cross[j + 1] else 1.0
+            radius, inverse = 0.0, 0.0
+            for which in range(2):
+                k, share = (j + which) % n_angles, weight if which else 1.0 - weight
+                sign, h = (1.0, k) if k < half else (-1.0, k - half)
+                along = ux[h] * (sign * mx[h] + ax[h]) + uy[h] * (sign * my[h] + ay[h])
+                r = along / (ux[h] ** 2 + uy[h] ** 2)
+                radius += share * r
+                inverse += share * _invert_isothermal(sign * ex[h], sign * ey[h], r, c)
+            if radius > 0.0 and found < N_MAGNIFICATIONS:
+                mu[i, found] = 1.0 / max(abs(inverse), 1e-3)
+                found += 1
+    return mu
+
+
+@compile_scalar
+def _place_angles(n_angles):
+    ex, ey = np.empty(n_angles), np.empty(n_angles)
+    for j in range(n_angles):
+        ex[j], ey[j] = cos(j * 2.0 * np.pi / n_angles + 0.01), sin(j * 2.0 * np.pi / n_angles + 0.01)
+    return ex, ey
+
+
+@compile_scalar
+def _scan_ellipsoid(half, ex, ey, p, c, ax, ay, work):
+    """Fill `ax` and `ay` with the isothermal ellipsoid's deflection at unit vectors, by the series in Horner's form."""
+    q, f = p[Q], -(1.0 - p[Q]) / (1.0 + p[Q])
+    terms, scale = int(count_terms(q)), 2.0 * c[9] / (1.0 + q)
+    cosine, sine = c[0], c[1]
+    er, ei, wr, wi, s, d = work[0], work[1], work[2], work[3], work[4], work[5]
+    for j in range(half):
+        u, v = q * (ex[j] * cosine + ey[j] * sine), ey[j] * cosine - ex[j] * sine
+        inverse = 1.0 / sqrt(u * u + v * v)
+        u, v = u * inverse, v * inverse
+        er[j], ei[j], wr[j], wi[j] = u, v, f * (u * u - v * v), 2.0 * f * u * v
+        s[j], d[j] = 1.0 / (2 * terms + 1), 0.0
+    for n in range(terms - 1, -1, -1):
+        last = 1.0 / (2 * n + 1)
+        for j in range(half):  # innermost, so that it is done for several angles at a time
+            real = s[j] * wr[j] - d[j] * wi[j] + last
+            d[j] = s[j] * wi[j] + d[j] * wr[j]
+            s[j] = real
+    for j in range(half):
+        along, across = scale * (s[j] * er[j] - d[j] * ei[j]), scale * (s[j] * ei[j] + d[j] * er[j])
+        ax[j], ay[j] = along * cosine - across * sine, along * sine + across * cosine
+
+
+@compile_scalar
+def _invert_isothermal(x, y, radius, c):
+    """Return the inverse magnification that the angular scan's equation gives at a unit vector and radius."""
+    u, v = x * c[0] + y * c[1], y * c[0] - x * c[1]
+    c2, s2 = x * x - y * y, 2.0 * x * y
+    two_kappa = c[9] / sqrt(c[2] * c[2] * u * u + v * v)
+    two_kappa += c[10] * x * (4.0 * x * x - 3.0) + c[11] * y * (3.0 - 4.0 * y * y)
+    two_kappa += c[12] * (c2 * c2 - s2 * s2) + c[13] * 2.0 * c2 * s2
+    det = 1.0 - c[5] * c[5] - c[6] * c[6]
+    stretch = ((1.0 + c[5]) * y * y + (1.0 - c[5]) * x * x - 2.0 * c[6] * x * y) / det
+    return det * (1.0 - two_kappa / radius * stretch)
+
+
+@compile_scalar
+def count_images(source_x, source_y, packed, n_angles=72):
+    """Count the images of point sources and sum their magnifications, for any packed lens; see `find_images`.
+
+    Returns
+    -------
+    (ndarray of int64, shape (N,), ndarray of float64, shape (N,))
+        Number of images and total magnification.
+    """
+    images = find_images(source_x, source_y, packed, n_angles)
+    count, total = np.zeros(source_x.size, dtype=np.int64), np.zeros(source_x.size)
+    for i in range(source_x.size):
+        for k in range(MAX_IMAGES):
+            if not np.isnan(images[i, k, 2]):
+                count[i] += 1
+                total[i] += abs(images[i, k, 2])
+    return count, total
+
+
+@compile_scalar
+def find_images(source_x, source_y, packed, n_angles=72):
+    """Find the images of point sources behind any packed lens.
+
+    Parameters
+    ----------
+    source_x, source_y : ndarray of float64, shape (N,)
+        Source position [arcsec].
+    packed : ndarray of shape (N, 14)
+        From `mass.pack_lens`.
+    n_angles : int
+        Angles of the polar grid; with 72, pairs of images are missed only within about 1 % of theta_E of a caustic.
+
+    Returns
+    -------
+    ndarray of shape (N, 8, 3)
+        x, y [arcsec] and signed magnification, brightest first, NaN where there are no more.
+
+    Notes
+    -----
+    A polar grid about the lens, and a second one about the subhalo, is mapped to the source plane; each triangle that
+    covers the source and each local minimum of the distance to it starts a Newton iteration. Left out are maxima of the
+    arrival time, which is the demagnified central image of lenses flatter than isothermal, and images fainter than
+    `FAINTEST`.
+    """
+    images = np.full((source_x.size, MAX_IMAGES, 3), np.nan)
+    ex, ey = _place_angles(n_angles)
+    grid = np.empty((_MAX_RINGS, n_angles, 3))
+    rings = np.empty(_MAX_RINGS)
+    for i in range(source_x.size):
+        p, bx, by = packed[i], source_x[i], source_y[i]
+        c, beta, theta = prepare_lens(p), sqrt(bx * bx + by * by), max(p[THETA_E], 1e-3)
+        n_rings = _place_rings(rings, p, beta, theta, 4.3 / n_angles)
+        found = _search_grid(bx, by, c, theta, 0.0, 0.0, rings[:n_rings], ex, ey, grid, images[i], 0)
+        if p[SUB_THETA_E] > 0.0:
+            for k in range(22):
+                rings[k] = p[SUB_THETA_E] * 2e-3 * 1.5**k
+            found = _search_grid(bx, by, c, theta, p[SUB_X], p[SUB_Y], rings[:22], ex, ey, grid, images[i], found)
+    return images
+
+
+@compile_scalar
+def _place_rings(rings, p, beta, theta, step):
+    """Fill `rings` with radii, even in the logarithm near the centre and in radius outside; return their number."""
+    gamma, power = min(sqrt(p[GAMMA1] ** 2 + p[GAMMA2] ** 2), 0.8), 3.0 - p[SLOPE]
+    rest = beta + 0.5 * (abs(p[A3]) + abs(p[A4])) + p[SUB_THETA_E]
+    outermost = beta + theta
+    for _ in range(30):  # the largest deflection, at q = 0.2, is 1.06 theta_E on the ellipse of radius theta_E
+        outermost = (rest + 1.1 * theta * (max(outermost, theta) / theta) ** max(power - 1.0, 0.0)) / (1.0 - gamma)
+    outermost = max(1.05 * outermost, 0.3 * theta)
+    inner = 10
+    for k in range(inner):
+        rings[k] = theta * 1e-4 * 10.0 ** (3.0 * k / (inner - 1))
+    n = min(_MAX_RINGS, inner + int((outermost - rings[inner - 1]) / (step * theta)) + 1)
+    for k in range(inner, n):
+        rings[k] = rings[inner - 1] + (outermost - rings[inner - 1]) * (k - inner + 1) / (n - inner)
+    return n
+
+
+@compile_scalar
+def _search_grid(bx, by, c, theta, x0, y0, rings, ex, ey, grid, images, found):
+    """Refine every start on one polar grid and add the new images; return how many there are."""
+    n_rings, n = rings.size, ex.size
+    for k in range(n_rings):
+        for j in range(n):
+            x, y = x0 + rings[k] * ex[j], y0 + rings[k] * ey[j]
+            ax, ay = deflect_prepared(x, y, c)
+            dx, dy = x - ax - bx, y - ay - by
+            grid[k, j, 0], grid[k, j, 1], grid[k, j, 2] = dx, dy, dx * dx + dy * dy
+    for k in range(n_rings):
+        for j in range(n):
+            right, left, here = (j + 1) % n, (j - 1) % n, grid[k, j, 2]
+            lower, upper = max(k - 1, 0), min(k + 1, n_rings - 1)
+            start = here <= min(grid[lower, j, 2], grid[upper, j, 2], grid[k, left, 2], grid[k, right, 2])
+            if not start and k + 1 < n_rings:
+                b0, b1, d0, d1 = grid[k, right, 0], grid[k, right, 1], grid[upper, j, 0], grid[upper, j, 1]
+                start = _covers_origin(grid[k, j, 0], grid[k, j, 1], b0, b1, d0, d1)
+                start = start or _covers_origin(grid[upper, right, 0], grid[upper, right, 1], b0, b1, d0, d1)
+            if start:
+                x, y = x0 + rings[k] * ex[j], y0 + rings[k] * ey[j]
+                found = _add_image(x, y, bx, by, c, theta, images, found)
+    return found
+
+
+@compile_scalar
+def _covers_origin(ax, ay, bx, by, cx, cy):
+    """Return whether the triangle of three points covers the origin."""
+    one, two, three = ax * by - ay * bx, bx * cy - by * cx, cx * ay - cy * ax
+    return (one >= 0.0 and two >= 0.0 and three >= 0.0) or (one <= 0.0 and two <= 0.0 and three <= 0.0)
+
+
+@compile_scalar
+def _add_image(x, y, bx, by, c, theta, images, found):
+    """Refine one start by damped Newton steps and add it, sorted by brightness, unless it is there or left out."""
+    ax, ay = deflect_prepared(x, y, c)
+    ex, ey = bx - x + ax, by - y + ay
+    error, det, trace = sqrt(ex * ex + ey * ey), 0.0, 0.0
+    for _ in range(60):
+        fxx, fyy, fxy = differentiate_prepared(x, y, c)
+        xx, yy, xy = 1.0 - fxx, 1.0 - fyy, -fxy
+        det, trace = xx * yy - xy * xy, xx + yy
+        if error < 1e-13 * theta or not error < 1e9:
+            break
+        safe = det if abs(det) > 1e-9 else 1e-9
+        sx, sy = (yy * ex - xy * ey) / safe, (xx * ey - xy * ex) / safe
+        length = sqrt(sx * sx + sy * sy)
+        factor, moved = min(1.0, 0.3 * theta / length) if length > 0.0 else 0.0, False
+        for _ in range(30):
+            ax, ay = deflect_prepared(x + factor * sx, y + factor * sy, c)
+            dx, dy = bx - x - factor * sx + ax, by - y - factor * sy + ay
+            new = sqrt(dx * dx + dy * dy)
+            if new < error:
+                x, y, ex, ey, error, moved = x + factor * sx, y + factor * sy, dx, dy, new, True
+                break
+            factor *= 0.5
+        if not moved:
+            break
+    mu = 1.0 / det if abs(det) > 1e-6 else 1e6
+    if not error < 1e-9 * theta or abs(mu) < FAINTEST or (det > 0.0 and trace < 0.0):
+        return found
+    for k in range(found):
+        if abs(images[k, 0] - x) + abs(images[k, 1] - y) < 1e-6 * theta:
+            return found
+    place = min(found, MAX_IMAGES - 1)
+    if found == MAX_IMAGES and abs(images[place, 2]) >= abs(mu):
+        return found
+    while place > 0 and abs(images[place - 1, 2]) < abs(mu):
+        for k in range(3):
+            images[place, k] = images[place - 1, k]
+        place -= 1
+    images[place, 0], images[place, 1], images[place, 2] = x, y, mu
+    return min(found + 1, MAX_IMAGES)
