@@ -84,6 +84,25 @@ def source_kernel(theta_E, z_lens, log_sigma, prior):
     return np.where(unit > 0, -0.5 * chi**2, -np.inf), z_source, density
 
 
+def tabulate_sources(theta_E, z_lens, log_sigma, prior):
+    """Return the cumulative chance of z_source, in bins of 0.05 from the prior's lowest, of shape (N, Nz).
+
+    Parameters
+    ----------
+    theta_E, z_lens, log_sigma : ndarray of shape (N,)
+        Einstein radius [arcsec], lens redshift, log10 of the host's velocity dispersion [km/s].
+    prior : dict
+
+    Notes
+    -----
+    Number of sources times the chance of the velocity dispersion that they ask of the host.
+    """
+    log_kernel, _, density = source_kernel(theta_E, z_lens, log_sigma, prior)
+    weight = np.exp(log_kernel - log_kernel.max(axis=1, keepdims=True)) * density
+    cumulative = np.cumsum(weight, axis=1)
+    return cumulative / cumulative[:, -1:]
+
+
 def _choose_hosts(rows, theta_E, n, max_per_host, stream, prior, tied):
     """Choose `n` hosts of one column for one theta_E; returns positions and which are untied."""
     base = rows["deflector_weight" if tied else "deployment_weight"].to_numpy()

@@ -11,6 +11,7 @@ import tomllib
 import numpy as np
 from scipy.special import gamma, ndtr, ndtri
 
+from lensaudit import rng
 from lensaudit.artifacts import UserError, find_root, hash_object
 
 ARCSEC = 206264.8  # per radian
@@ -302,4 +303,53 @@ def draw_parents(u, prior):
     weight = cumulative[cell] - np.where(cell > 0, cumulative[cell - 1], 0.0)
     out["log_q"] = np.log(weight / cumulative[-1] / (5.0 * 0.025 * 0.05))
     out["theta_E"] = sigma_to_theta(out["sigma_v"], out["z_lens"], out["z_source"], prior)
+    return out
+
+
+def draw_structure(seed, name, ids, tries, proposal, table, prior):
+    """Draw the optional columns of mass and source that a prior names; none by default.
+
+    Parameters
+    ----------
+    seed, name : int, str
+        Stream.
+    ids : ndarray of int
+    tries : int
+        Proposals per id.
+    proposal : ndarray of shape (N,)
+        Number of each row among the len(ids) * tries proposals.
+    table : dict of ndarray of shape (N,)
+        theta_E [arcsec].
+    prior : dict
+        ``deflector.slope = [mean, scatter]``, ``deflector.multipoles = [scatter of a3, of a4]``,
+        ``deflector.subhalo_fraction`` with ``subhalo_theta_E = [low, high]`` (log-uniform, [arcsec]) and
+        ``source.gradient`` (largest |gradient|, uniform below).
+
+    Returns
+    -------
+    dict of ndarray of shape (N,)
+
+    Notes
+    -----
+    A subhalo lies within 0.3 theta_E of the Einstein ring, where it matters; its cut-off is 5 times its Einstein radius
+    (both assumptions). theta_E of the others is 0.
+    """
+    d, s = prior["deflector"], prior["source"]
+    if not {"slope", "multipoles", "subhalo_fraction"} & set(d) and "gradient" not in s:
+        return {}
+    u = rng.draw_uniforms(seed, name, ids, tries * 10).reshape(-1, 10)[proposal]
+    normal, out = ndtri(np.clip(u[:, :3], 1e-9, 1 - 1e-9)), {}
+    if "slope" in d:
+        out["slope"] = np.clip(d["slope"][0] + d["slope"][1] * normal[:, 0], 1.5, 2.5)
+    if "multipoles" in d:
+        out |= {"a3": np.abs(d["multipoles"][0] * normal[:, 1]), "phi3": 2.0 * np.pi / 3.0 * u[:, 3],
+                "a4": np.abs(d["multipoles"][1] * normal[:, 2]), "phi4": 0.5 * np.pi * u[:, 4]}  # fmt: skip
+    if "subhalo_fraction" in d:
+        low, high = d["subhalo_theta_E"]
+        size = np.where(u[:, 5] < d["subhalo_fraction"], low * (high / low) ** u[:, 6], 0.0)
+        radius, angle = table["theta_E"] * (0.7 + 0.6 * u[:, 7]), 2.0 * np.pi * u[:, 8]
+        out |= {"subhalo_theta_E": size, "subhalo_x": radius * np.cos(angle), "subhalo_y": radius * np.sin(angle),
+                "subhalo_r_cut": np.where(size > 0, 5.0 * size, 1.0)}  # fmt: skip
+    if "gradient" in s:
+        out["gradient"] = s["gradient"] * (2.0 * u[:, 9] - 1.0)
     return out

@@ -10,36 +10,40 @@ import functools
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.special import ndtri
 
 from lensaudit import photometry, rng
 from lensaudit.config import Config
-from lensaudit.injection.cells import plan_grid, source_kernel
+from lensaudit.constants import PIXEL_SCALE
+from lensaudit.injection.cells import plan_grid, tabulate_sources
+from lensaudit.injection.forecast import bound_arcs, forecast_arcs
 from lensaudit.injection.hosts import HostMatcher, match_conditions, swap_hosts
-from lensaudit.injection.inject import MAX_CLUMPS, measure_injections, single_thread
+from lensaudit.injection.inject import MAX_CLUMPS, host_rows, measure_injections
 from lensaudit.injection.population import (
     draw_axis_ratio,
     draw_parents,
     draw_sources,
+    draw_structure,
     load_prior,
     theta_to_sigma,
 )
-from lensaudit.lensing.mass import magnify_images
-from lensaudit.lensing.render import LENS
 from lensaudit.shards import map_shards
 
-TRIES = 32  # proposals per round
-MAX_ROUNDS = 25  # an id without an accepted proposal after these is left out, and counted by its absence
+ROUNDS = (16, 48, 128, 256, 352)  # proposals per id; one without an accepted proposal after all is left out
 N_UNIFORMS = 21
-SLACK = 1.6  # the S/N predicted without rendering may be this much too low before a proposal is thrown away
+SLACK = 1.2  # the forecast may be this much too low before a proposal is thrown away without rendering
 TWIN_IDS = 2_000_000_000  # ids of the sets start apart (grid: `cells.FIRST_ID`), so that no two share noise
 COLUMNS = (
     "injection_id", "host_index", "galaxy_id", "brickname", "cell", "theta_E", "q", "phi", "gamma1", "gamma2", "z_lens",
     "z_source", "sigma_v", "source_x", "source_y", "mag_source_g", "mag_source_r", "mag_source_z", "source_R",
     "source_n", "source_q", "source_phi", "n_clumps", "clump_fraction", "psf_beta", "multiplicity", "mu",
-    "mag_lensed_g", "mag_lensed_r", "mag_lensed_z", "arc_snr_true", "log_q", "untied", "weight",
+    "mag_lensed_g", "mag_lensed_r", "mag_lensed_z", "arc_snr_true", "arc_surface_brightness", "log_q", "untied",
+    "weight",
 )  # fmt: skip
+OPTIONAL = ("slope", "a3", "phi3", "a4", "phi4", "subhalo_theta_E", "subhalo_x", "subhalo_y", "subhalo_r_cut",
+            "gradient")  # fmt: skip
+HOST_FIELDS = ("z_phot", "sigma_v", "q_light", "phi_light", "psfsize_r", "psfdepth_r", "mw_transmission_r",
+               "deployment_weight")  # fmt: skip
 
 
 def draw_closure(hosts, n, seed, prior="collett", population="deflector", config=None, first_id=0, workers=1):
@@ -73,7 +77,7 @@ def draw_closure(hosts, n, seed, prior="collett", population="deflector", config
     if population == "deflector":
         return table
     swapped = swap_hosts(table, hosts, seed, population)
-    return measure_injections(swapped, hosts, config, seed)[list(COLUMNS)]
+    return _order_columns(add_brightness(measure_injections(swapped, hosts, config, seed), hosts))
 
 
 def draw_grid(hosts, grid, seed, prior="collett", config=None, workers=1):
@@ -130,103 +134,169 @@ def _draw_sharded(ids, plan, hosts, seed, name, prior, config, workers):
     parts = [p for p in parts if len(p)]
     if not parts:
         return pd.DataFrame({c: [] for c in COLUMNS})
-    return pd.concat(parts, ignore_index=True).sort_values("injection_id").reset_index(drop=True)[list(COLUMNS)]
+    return _order_columns(pd.concat(parts, ignore_index=True).sort_values("injection_id").reset_index(drop=True))
 
 
-def _draw_block(shard, hosts, seed, name, prior, config, chunk=8192):
+def _order_columns(table):
+    return table[[*COLUMNS, *(c for c in OPTIONAL if c in table)]]
+
+
+def _draw_block(shard, hosts, seed, name, prior, config):
     ids, plan = shard
+    fields = {k: hosts[k].to_numpy(dtype=np.float64) for k in HOST_FIELDS}
     tied = prior["deflector"]["kind"] == "vdf"
     matcher = HostMatcher(hosts) if plan is None and tied else None
+    work = {"injection_id": np.asarray(ids)}
+    if plan is not None:
+        work |= {k: plan[k].to_numpy() for k in ("cell", "theta_E", "row", "untied")}
+    if plan is not None and tied:
+        z_lens = _clip_redshift(fields["z_phot"][work["row"]], prior)
+        work["sources"] = tabulate_sources(work["theta_E"], z_lens, np.log10(fields["sigma_v"][work["row"]]), prior)
     done = []
-    for start in range(0, len(ids), chunk):
-        pending, rows = ids[start : start + chunk], None if plan is None else plan.iloc[start : start + chunk]
-        for attempt in range(MAX_ROUNDS):
-            accepted = _run_round(pending, rows, attempt, matcher, hosts, seed, name, prior, config)
-            done.append(accepted)
-            left = ~np.isin(pending, accepted["injection_id"].to_numpy())
-            pending, rows = pending[left], None if rows is None else rows[left]
-            if not len(pending):
-                break
-    return pd.concat(done, ignore_index=True)
+    for attempt, tries in enumerate(ROUNDS):
+        accepted = _run_round(work, attempt, tries, matcher, fields, hosts, seed, name, prior, config)
+        done += accepted
+        found = np.concatenate([np.zeros(0, int), *(part["injection_id"].to_numpy() for part in accepted)])
+        left = ~np.isin(work["injection_id"], found)
+        work = {k: v[left] for k, v in work.items()}
+        if not left.any():
+            break
+    return pd.concat(done, ignore_index=True) if done else pd.DataFrame()
 
 
-def _run_round(ids, rows, attempt, matcher, hosts, seed, name, prior, config):
-    """Return the accepted row of each id that has one among this round's proposals."""
-    u = rng.draw_uniforms(seed, f"{name}/{attempt}", ids, TRIES * N_UNIFORMS).reshape(-1, N_UNIFORMS)
-    owner = np.repeat(np.arange(len(ids)), TRIES)
-    table = _propose(u, owner, rows, matcher, hosts, prior, config)
-    table.insert(0, "injection_id", ids[owner[table.pop("proposal")]])
-    table = _precut(table, hosts, prior, config)
-    accepted = []
-    while len(table):
-        first = ~table["injection_id"].duplicated()
-        measured = measure_injections(table[first].reset_index(drop=True), hosts, config, seed)
+def _run_round(work, attempt, tries, matcher, fields, hosts, seed, name, prior, config):
+    """Return tables with the accepted row of each id that has one among this round's proposals."""
+    ids = work["injection_id"]
+    u = rng.draw_uniforms(seed, f"{name}/{attempt}", ids, tries * N_UNIFORMS).reshape(-1, N_UNIFORMS)
+    owner = np.repeat(np.arange(len(ids)), tries)
+    table = _propose(u, owner, work, matcher, fields, prior, config)
+    table |= draw_structure(seed, f"{name}/structure/{attempt}", ids, tries, table["proposal"], table, prior)
+    table = _forecast(table, fields, prior, config)
+    owner = owner[table.pop("proposal")]
+    section, accepted = config.injection, []
+    while len(owner):
+        first = np.append(True, owner[1:] != owner[:-1])
+        measured = _measure({k: v[first] for k, v in table.items()}, ids[owner[first]], hosts, config, seed)
         good = np.ones(len(measured), dtype=bool)
         if prior["cuts"]["selection"]:
-            section = config.injection
             bright = measured["arc_snr_true"] > section.min_arc_snr_true
             good = ((measured["mu"] > section.min_mu) & bright).to_numpy()
         accepted.append(measured[good])
-        table = table[~first & ~table["injection_id"].isin(measured["injection_id"][good])]
-    if not accepted:
-        return pd.DataFrame({c: pd.Series(dtype=float) for c in COLUMNS})
-    return pd.concat(accepted, ignore_index=True)
+        keep = ~first & ~np.isin(owner, owner[first][good])
+        table, owner = {k: v[keep] for k, v in table.items()}, owner[keep]
+    return [part for part in accepted if len(part)]
 
 
-def _propose(u, owner, rows, matcher, hosts, prior, config):
-    """Turn uniforms into proposals; those without a host or source are dropped. Column ``proposal`` is the row of u."""
-    d, out = prior["deflector"], {"proposal": np.arange(len(u))}
+def _measure(columns, ids, hosts, config, seed):
+    """Return the injection table of the proposals, rendered."""
+    row = columns.pop("row")
+    own = hosts.iloc[row]
+    names = {k: own[k].to_numpy() for k in ("host_index", "galaxy_id", "brickname")}
+    table = pd.DataFrame({"injection_id": ids, **names, **columns})
+    used = hosts.iloc[np.unique(row)]
+    return add_brightness(measure_injections(table, used, config, seed), used)
+
+
+def add_brightness(table, hosts):
+    """Add arc_surface_brightness [mag/arcsec^2] to a measured table.
+
+    Notes
+    -----
+    The flux-weighted mean surface brightness of the noiseless r-band arc *after* the PSF, extinction removed:
+    sum f^2 / sum f per pixel area, with sum f^2 from arc_snr_true and sum f from mag_lensed_r.
+    """
+    own = host_rows(table, hosts)
+    flux = photometry.mag_to_flux(table["mag_lensed_r"].to_numpy()) * own["mw_transmission_r"].to_numpy()
+    sigma = photometry.depth_to_sigma(own["psfdepth_r"].to_numpy(), own["psfsize_r"].to_numpy())
+    square = (table["arc_snr_true"].to_numpy() * sigma) ** 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = square / flux / PIXEL_SCALE**2 / own["mw_transmission_r"].to_numpy()
+        return table.assign(arc_surface_brightness=22.5 - 2.5 * np.log10(mean))
+
+
+def _clip_redshift(z_phot, prior):
+    return np.clip(z_phot, *prior["deflector"]["z"])
+
+
+def _propose(u, owner, work, matcher, fields, prior, config):
+    """Turn uniforms into proposals; those without a host or source, or too faint, are dropped.
+
+    ``proposal`` is the row of u, ``row`` that of the host table.
+    """
+    d, n = prior["deflector"], len(u)
+    out = {"proposal": np.arange(n), "cell": np.full(n, -1), "untied": np.zeros(n, dtype=bool), "weight": np.ones(n)}
     if matcher is not None:
         out |= draw_parents(u[:, :4], prior)
-        row = matcher.pick(out["sigma_v"], out["z_lens"], u[:, 4])
-        out |= {"cell": np.full(len(u), -1), "untied": np.zeros(len(u), dtype=bool), "weight": np.ones(len(u))}
+        out["row"] = matcher.pick(out["sigma_v"], out["z_lens"], u[:, 4])
     else:
-        if rows is None:
-            weight = np.cumsum(hosts["deployment_weight"].to_numpy())
-            row = np.minimum(np.searchsorted(weight, u[:, 4] * weight[-1], side="right"), len(hosts) - 1)
-            low, high = d["theta_E"]
-            out |= {"theta_E": low + (high - low) * u[:, 0], "cell": np.full(len(u), -1), "weight": np.ones(len(u)),
-                    "untied": np.ones(len(u), dtype=bool)}  # fmt: skip
+        if "row" in work:
+            out |= {k: work[k][owner] for k in ("cell", "theta_E", "row", "untied")}
+            out["weight"] = np.where(out["untied"] & (d["kind"] == "vdf"), 0.0, 1.0)
+            out["log_q"] = np.zeros(n)
         else:
-            plan = rows.iloc[owner]
-            row, untied = plan["row"].to_numpy(), plan["untied"].to_numpy()
-            keeps = np.where(untied & (d["kind"] == "vdf"), 0.0, 1.0)
-            out |= {"theta_E": plan["theta_E"].to_numpy(), "cell": plan["cell"].to_numpy(), "untied": untied,
-                    "weight": keeps}  # fmt: skip
-        z_lens = np.clip(hosts["z_phot"].to_numpy()[row], d["z"][0], d["z"][1])
-        out |= {"z_lens": z_lens, "z_source": _draw_z_source(u[:, 0:2], out["theta_E"], z_lens, hosts, row, prior)}
-        out["sigma_v"] = theta_to_sigma(out["theta_E"], z_lens, out["z_source"], prior)
-        out["log_q"] = np.zeros(len(u))
-    keep = (row >= 0) & (out["z_source"] > out["z_lens"])
-    out = {k: v[keep] for k, v in out.items()}
-    u, row = u[keep], row[keep]
+            weight = np.cumsum(fields["deployment_weight"])
+            out["row"] = np.minimum(np.searchsorted(weight, u[:, 4] * weight[-1], side="right"), len(weight) - 1)
+            low, high = d["theta_E"]
+            out |= {"theta_E": low + (high - low) * u[:, 0], "untied": np.ones(n, dtype=bool)}
+            out["log_q"] = np.full(n, -np.log(high - low))
+        out["z_lens"] = _clip_redshift(fields["z_phot"][out["row"]], prior)
+        out["z_source"], log_q = _draw_z_source(u, owner, work, prior)
+        out["log_q"] = out["log_q"] + log_q
+        out["sigma_v"] = theta_to_sigma(out["theta_E"], out["z_lens"], out["z_source"], prior)
+    keep = (out["row"] >= 0) & (out["z_source"] > out["z_lens"])
+    out, u = {k: v[keep] for k, v in out.items()}, u[keep]
     source = draw_sources(u[:, 5:14], out["z_source"], prior)
     out["log_q"] = out["log_q"] + source.pop("log_q")
-    out |= source | _draw_geometry(u[:, 14:], out, hosts.iloc[row], prior, config)
-    own = hosts.iloc[row]
-    out |= {name: own[name].to_numpy() for name in ("host_index", "galaxy_id", "brickname")}
-    return pd.DataFrame(out)
+    out |= source
+    keep = _can_pass(out, fields, prior, config)
+    out, u = {k: v[keep] for k, v in out.items()}, u[keep]
+    own = {k: fields[k][out["row"]] for k in ("q_light", "phi_light")}
+    geometry = _draw_geometry(u[:, 14:], out, own, prior, config)
+    out["log_q"] = out["log_q"] + geometry.pop("log_q")
+    out |= geometry
+    keep = _can_pass(out, fields, prior, config)
+    return {k: v[keep] for k, v in out.items()}
 
 
-def _draw_z_source(u, theta_E, z_lens, hosts, row, prior):
-    s = prior["source"]
-    if prior["deflector"]["kind"] != "vdf":
-        return s["z"][0] + (s["z"][1] - s["z"][0]) * u[:, 1]
-    log_kernel, z, density = source_kernel(theta_E, z_lens, np.log10(hosts["sigma_v"].to_numpy()[row]), prior)
-    weight = np.exp(log_kernel - log_kernel.max(axis=1, keepdims=True)) * density
-    cumulative = np.cumsum(weight, axis=1)
-    pick = (cumulative < u[:, :1] * cumulative[:, -1:]).sum(axis=1)
-    return z[np.minimum(pick, len(z) - 1)] + 0.05 * (u[:, 1] - 0.5)
+def _can_pass(table, fields, prior, config):
+    """Say which proposals the cuts do not rule out at first sight."""
+    if not prior["cuts"]["selection"]:
+        return np.ones(len(table["row"]), dtype=bool)
+    own = {k: fields[k][table["row"]] for k in ("psfsize_r", "psfdepth_r", "mw_transmission_r")}
+    mu, snr = bound_arcs(table, own["psfsize_r"], _point_snr(table, own))
+    return (mu * SLACK > config.injection.min_mu) & (snr * SLACK > config.injection.min_arc_snr_true)
+
+
+def _point_snr(table, own):
+    """Return the r-band S/N of the unlensed source, were it a point."""
+    return photometry.mag_to_flux(table["mag_source_r"]) * own["mw_transmission_r"] * np.sqrt(own["psfdepth_r"])
+
+
+def _draw_z_source(u, owner, work, prior):
+    """Return the redshifts and their log density."""
+    if "sources" not in work:
+        low, high = prior["source"]["z"]
+        return low + (high - low) * u[:, 1], np.full(len(u), -np.log(high - low))
+    z, cumulative = prior["source"]["z"][0] + 0.025 + 0.05 * np.arange(work["sources"].shape[1]), work["sources"]
+    # One search for all rows: each row's cumulative is raised by its number.
+    flat = (cumulative + np.arange(len(cumulative))[:, None]).ravel()
+    cell = np.searchsorted(flat, owner + u[:, 0], side="right")
+    pick = np.clip(cell - owner * len(z), 0, len(z) - 1)
+    chance = cumulative[owner, pick] - np.where(pick > 0, cumulative[owner, np.maximum(pick - 1, 0)], 0.0)
+    return z[pick] + 0.05 * (u[:, 1] - 0.5), np.log(np.maximum(chance, 1e-300) / 0.05)
 
 
 def _draw_geometry(u, table, own, prior, config):
-    """Draw source position, mass shape tied to the light, shear and the PSF's nuisance beta from 7 uniforms."""
+    """Draw source position, mass shape tied to the light, shear and the PSF's nuisance beta from 7 uniforms.
+
+    log_q covers the position alone: shape and shear are drawn alike from all named priors, given the host.
+    """
     d = prior["deflector"]
     low, high = prior["source"]["position"]
     radius = table["theta_E"] * np.sqrt(low**2 + (high**2 - low**2) * u[:, 0])
     angle = 2.0 * np.pi * u[:, 1]
     a, b = d["axis_ratio"]
-    light, phi = own["q_light"].to_numpy(), own["phi_light"].to_numpy()
+    light, phi = own["q_light"], own["phi_light"]
     # A round light profile says nothing of the mass's angle, so that q comes from the population.
     free = draw_axis_ratio(u[:, 2], np.maximum(a - b * table["sigma_v"], 0.05))
     tied = np.clip(light + d["axis_ratio_scatter"] * ndtri(np.clip(u[:, 2], 1e-9, 1 - 1e-9)), 0.2, 1.0)
@@ -240,60 +310,29 @@ def _draw_geometry(u, table, own, prior, config):
         "q": np.where(round_light, free, tied), "phi": np.where(round_light, np.pi * u[:, 3], turned),
         "gamma1": shear[:, 0], "gamma2": shear[:, 1],
         "psf_beta": betas[np.minimum((u[:, 6] * len(betas)).astype(int), len(betas) - 1)],
+        "log_q": -np.log(np.pi * (high**2 - low**2) * table["theta_E"] ** 2),
     }  # fmt: skip
 
 
-def _precut(table, hosts, prior, config):
-    """Drop proposals that cannot pass, cheaply: not multiply imaged, or too faint for any rendering to mend."""
-    own = hosts.set_index("host_index").loc[table["host_index"].to_numpy()]
-    flux = photometry.mag_to_flux(table["mag_source_r"]) * own["mw_transmission_r"].to_numpy()
-    point = flux * np.sqrt(own["psfdepth_r"].to_numpy())  # S/N of the unlensed source, were it a point
+def _forecast(table, fields, prior, config):
+    """Add the multiplicity and drop proposals that cannot pass: singly imaged, or too faint for rendering to mend."""
     section, cuts = config.injection, prior["cuts"]
-    if cuts["selection"]:
-        bright = point * 100.0 > section.min_arc_snr_true
-        table, own, point = table[bright], own[bright], point[bright]
-    table = table.assign(multiplicity=0)
-    count, total, snr = predict_snr(table, own["psfsize_r"].to_numpy(), point)
-    keep = np.ones(len(table), dtype=bool)
+    limits = (section.min_mu, section.min_arc_snr_true, SLACK) if cuts["selection"] else (0.0, 0.0, 1.0)
+    own = {k: fields[k][table["row"]] for k in ("psfsize_r", "psfdepth_r", "mw_transmission_r")}
+    arcs = forecast_arcs(table, own["psfsize_r"], _point_snr(table, own), *limits)
+    keep = arcs["passed"] | (not cuts["selection"])
     if cuts["multiply_imaged"]:
-        keep &= count >= 2
-    if cuts["selection"]:
-        keep &= (total > 0.5 * section.min_mu) & (snr * SLACK > section.min_arc_snr_true)
-    return table.assign(multiplicity=count)[keep]
+        keep &= arcs["multiplicity"] >= 2
+    return {k: v[keep] for k, v in (table | {"multiplicity": arcs["multiplicity"]}).items()}
 
 
-def predict_snr(table, psfsize, point_snr, block=4096):
-    """Return number of images, point-source magnification and a predicted arc_snr_true, without rendering.
+def predict_snr(table, psfsize, point_snr):
+    """Return number of images, magnification and a predicted arc_snr_true, without rendering.
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        Lens and source parameters, N rows.
-    psfsize, point_snr : ndarray of shape (N,)
-        r-band psfsize [arcsec]; S/N of the unlensed source if it were a point.
-
-    Notes
-    -----
-    Each image is a Gaussian of the PSF's noise-equivalent width, widened by the source across and by mu times the
-    source along the arc: sum f^2 adds over images. Good to a factor `SLACK`, which is tested.
+    Good to a factor `SLACK`, which is tested; see `forecast.forecast_arcs`.
     """
-    count, total, snr = np.zeros(len(table), dtype=np.int64), np.zeros(len(table)), np.zeros(len(table))
-    names = ("source_x", "source_y", "source_R", *LENS)
-    columns = {k: torch.as_tensor(table[k].to_numpy(dtype=np.float32)) for k in names}
-    seeing = torch.as_tensor((np.asarray(psfsize) / photometry.FWHM_OF_SIGMA).astype(np.float32))
-    for start in range(0, len(table), block):
-        part = {k: v[start : start + block] for k, v in columns.items()}
-        s2 = seeing[start : start + block, None] ** 2
-        width = 0.84 * part["source_R"][:, None]
-        with single_thread():
-            mu = magnify_images(part["source_x"], part["source_y"], {k: part[k] for k in LENS})
-            mu = torch.minimum(mu, 1.0 + 2.5 * part["theta_E"][:, None] / width)
-            power = mu**2 * s2 / torch.sqrt((s2 + width**2) * (s2 + (mu * width) ** 2))
-            images, magnification, signal = (mu > 0).sum(1), mu.sum(1), torch.sqrt(power.sum(1))
-        stop = start + len(mu)
-        count[start:stop], total[start:stop] = images.numpy(), magnification.numpy()
-        snr[start:stop] = np.asarray(point_snr)[start:stop] * signal.numpy()
-    return count, total, snr
+    arcs = forecast_arcs(table, psfsize, point_snr)
+    return arcs["multiplicity"], arcs["mu"], arcs["snr"]
 
 
 def make_twins(parameters, hosts, n, seed, config=None):
@@ -340,6 +379,6 @@ def make_twins(parameters, hosts, n, seed, config=None):
         table["sigma_v"] = theta_to_sigma(table["theta_E"], table["z_lens"], table["z_source"], prior)
     table["q"], table["source_q"] = table["q"].clip(0.1, 1.0), table["source_q"].clip(0.1, 1.0)
     table["source_R"], table["source_n"] = table["source_R"].clip(0.01, 5.0), table["source_n"].clip(0.4, 6.0)
-    count, _, _ = predict_snr(table, own["psfsize_r"].to_numpy(), np.ones(len(table)))
-    table = measure_injections(table.assign(multiplicity=count), hosts, config, seed)
-    return table[list(COLUMNS)].assign(lens_id=lens_id)
+    arcs = forecast_arcs(table, own["psfsize_r"], np.ones(len(table)))
+    table = measure_injections(table.assign(multiplicity=arcs["multiplicity"]), hosts, config, seed)
+    return _order_columns(add_brightness(table, hosts)).assign(lens_id=lens_id)
