@@ -120,7 +120,7 @@ class InjectionConfig:
     """The injection engine and its proposal."""
 
     prior: str = "collett"
-    supersampling: int = 4
+    panel_width: float = 2.0  # of the engine, in scale lengths of the source's brightness; 2 is right to 1e-3
     batch_size: int = 64
     psf_betas: tuple = (2.5, 3.5, 4.5)
     min_mu: float = 3.0

@@ -14,8 +14,9 @@ import torch
 from lensaudit import photometry, rng
 from lensaudit.artifacts import UserError
 from lensaudit.constants import BANDS, PIXEL_SCALE, RENDER_SIZE
+from lensaudit.lensing.mass import PACK
 from lensaudit.lensing.psf import check_kernel, moffat_alpha, transfer_image
-from lensaudit.lensing.render import LENS, PERIOD, make_transfer, render_arcs
+from lensaudit.lensing.render import choose_period, make_transfer, render_arcs
 from lensaudit.lensing.sources import make_components, place_clumps
 
 MAX_CLUMPS = 6
@@ -176,7 +177,7 @@ def prepare(table, own, seed, bands=BANDS, dtype=torch.float32, device="cpu"):
     (dict, dict, tuple)
         Lens parameters, components, and the fluxes of discs and clumps with the clumpy stamps.
     """
-    lens = {k: torch.tensor(table[k].to_numpy(dtype=np.float64), dtype=dtype, device=device) for k in LENS}
+    lens = {k: table[k].to_numpy(dtype=np.float64) for k in PACK if k in table}
     n_clumps = table["n_clumps"].to_numpy()
     shape = [table[k].to_numpy(dtype=np.float64) for k in ("source_R", "source_q", "source_phi")]
     uniforms = np.full((len(table), 4 * MAX_CLUMPS), 0.5)
@@ -185,7 +186,7 @@ def prepare(table, own, seed, bands=BANDS, dtype=torch.float32, device="cpu"):
     uniforms[clumpy] = rng.draw_uniforms(seed, "injection/clumps", ids, 4 * MAX_CLUMPS)
     clumps = place_clumps(uniforms, *shape, n_clumps, MAX_CLUMPS)
     x, y, n = (table[k].to_numpy(dtype=np.float64) for k in ("source_x", "source_y", "source_n"))
-    components, owner = make_components(x, y, shape[0], n, shape[1], shape[2], clumps, dtype, device)
+    components, owner = make_components(x, y, shape[0], n, shape[1], shape[2], clumps, torch.float64)
     picked = [BANDS.index(b) for b in bands]
     discs, knots = (f[:, picked] for f in band_fluxes(table, own))
     discs, knots = (torch.as_tensor(f, dtype=dtype, device=device) for f in (discs, knots[owner]))
@@ -214,8 +215,8 @@ def pick_device(name="auto"):
     return torch.device(name)
 
 
-def render_table(table, hosts, config, seed, bands=BANDS, psf_mode="moffat", psf_images=None, supersampling=None,
-                 refine=1.0, dtype=torch.float32, batch_size=None, size=RENDER_SIZE):  # fmt: skip
+def render_table(table, hosts, config, seed, bands=BANDS, psf_mode="moffat", psf_images=None, panel_width=None,
+                 dtype=torch.float32, batch_size=None, size=RENDER_SIZE):  # fmt: skip
     """Render the noiseless arcs of a table.
 
     Parameters
@@ -225,13 +226,15 @@ def render_table(table, hosts, config, seed, bands=BANDS, psf_mode="moffat", psf
     hosts : pandas.DataFrame
         Host table.
     config : lensaudit.config.Config
-        injection.supersampling, injection.batch_size, device.
+        injection.batch_size and panel_width, device.
     seed : int
     bands : sequence of str
     psf_mode : str
         See `moffat_radii`.
     psf_images : ndarray of shape (N, bands, K, K), optional
         PSF images on native pixels, in place of the Moffats.
+    panel_width : float, optional
+        In place of the configuration's. See `lensing.sample.sample_maps`; larger is coarser and faster.
 
     Returns
     -------
@@ -240,7 +243,8 @@ def render_table(table, hosts, config, seed, bands=BANDS, psf_mode="moffat", psf
     """
     own, device = host_rows(table, hosts), pick_device(config.device)
     section = config.injection
-    step, s = batch_size or section.batch_size, supersampling or section.supersampling
+    step, period = batch_size or section.batch_size, choose_period(size)
+    panel_width = panel_width or section.panel_width
     images = np.zeros((len(table), len(bands), size, size), dtype=np.float32 if dtype == torch.float32 else np.float64)
     flux = np.zeros((len(table), len(bands)))
     if psf_images is not None:
@@ -252,11 +256,11 @@ def render_table(table, hosts, config, seed, bands=BANDS, psf_mode="moffat", psf
             lens, components, weights = prepare(table.iloc[part], own.iloc[part], seed, bands, dtype, device)
             if psf_images is not None:
                 given = torch.complex64 if dtype == torch.float32 else torch.complex128
-                transfer = transfer_image(psf_images[part], PERIOD).to(device, given)
+                transfer = transfer_image(psf_images[part], period).to(device, given)
             else:
                 radii = torch.as_tensor(alpha[part], dtype=dtype, device=device)
-                transfer = make_transfer(radii, beta[part], dtype, device)
-            arcs, total = render_arcs(lens, components, weights, transfer, size, s, refine)
+                transfer = make_transfer(radii, beta[part], period, dtype, device)
+            arcs, total = render_arcs(lens, components, weights, transfer, size, panel_width)
         images[part], flux[part] = arcs.cpu().numpy(), total.cpu().numpy()
     return images, flux
 
@@ -341,11 +345,11 @@ def measure_injections(table, hosts, config, seed):
 
     Notes
     -----
-    Rendered at 2 samples per pixel (more for compact components): within about one per cent of the full sampling.
+    Rendered with coarser panels than pictures are.
     Magnifications of g and z are taken from r: colour gradients move them by less than 0.05 mag.
     """
     own = host_rows(table, hosts)
-    images, flux = render_table(table, hosts, config, seed, bands=("r",), supersampling=2, refine=0.5)
+    images, flux = render_table(table, hosts, config, seed, bands=("r",), panel_width=1.5 * config.injection.panel_width)
     unlensed = photometry.mag_to_flux(table["mag_source_r"]) * own["mw_transmission_r"].to_numpy()
     mu = flux[:, 0] / np.maximum(unlensed, 1e-30)
     sigma = photometry.depth_to_sigma(own["psfdepth_r"], own["psfsize_r"])

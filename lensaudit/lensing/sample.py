@@ -1,0 +1,190 @@
+"""Sampling lensed surface brightness where the source is: panels as small as it asks, gridded so that nothing is lost.
+
+Half-pixel cells in which the source is not negligible are divided until its brightness varies little across a panel,
+and each panel is integrated with two or three Gauss-Legendre nodes per axis. The nodes' light is spread onto a map of
+two samples per pixel with cubic B-splines, whose transfer function is divided out after the Fourier transform. So light
+keeps its place inside a cell, which plain sampling at any fixed number of samples per pixel loses.
+"""
+
+
+import numpy as np
+import torch
+
+from lensaudit.lensing.compiled_sources import pack_components
+from lensaudit.lensing.mass import DEFAULTS, PACK, pack_lens, shoot_rays
+from lensaudit.lensing.quadrature import CELL, DEPTH, NODES, WEIGHTS
+from lensaudit.lensing.sources import FIELDS, evaluate_sersic
+
+try:
+    from lensaudit.lensing import compiled_sample
+except ImportError:  # numba is optional: the same nodes are then evaluated by torch
+    compiled_sample = None
+
+PANELS = 2**18  # looked at together where torch does the work
+PANEL_WIDTH = 2.0  # panel width in units of the brightness's scale length where the source is brightest
+
+
+def sample_maps(lens, components, size, period, panel_width=PANEL_WIDTH, dtype=torch.float32, device="cpu"):
+    """Sample the lensed surface brightness of a batch.
+
+    Parameters
+    ----------
+    lens : dict of ndarray or Tensor of shape (N,)
+        See `mass.PACK`.
+    components : dict of Tensor of shape (M,)
+        From `sources.make_components`: plane n < N holds the first colour group of stamp n, later planes the second
+        group of one stamp each.
+    size : int
+        Pixels of the stamp along an axis, odd.
+    period : int
+        Pixels of the periodic map along an axis, more than `size`.
+    panel_width : float
+        Panels are this many scale lengths wide where the source is brightest; smaller is finer.
+    dtype, device
+        Of the result. With numba and on the CPU the work is done in double precision by one thread.
+
+    Returns
+    -------
+    Tensor of shape (planes, 2 period, 2 period)
+        Spread light [flux / arcsec^2]; sample (i, j) stands at pixel (i / 2 - 1/4, j / 2 - 1/4), wrapped around.
+
+    Notes
+    -----
+    With L = n r^(1 - 1/n) R^(1/n) / b the scale length of a Sersic profile at r, panels are at most
+    panel_width L exp(b (r/R)^(1/n) / 4) wide in the source plane (the error of a panel is of high order in its width over
+    L and weighs as the brightness), half as wide where they may hold the cusp of n >= 1. The width in the source plane
+    follows from a bound on the stretch of the lens mapping. Panels of less than half the allowed width take two nodes.
+    """
+    packed, fields, start, order = pack_batch(lens, components)
+    n_stamps = len(packed)
+    n_planes = max(int(components["plane"].max()) + 1, n_stamps) if len(components["plane"]) else n_stamps
+    plane = components["plane"].cpu().numpy()[order]
+    stamp = components["stamp"].cpu().numpy()[order]
+    second = np.full(n_stamps, -1)
+    second[stamp[plane >= n_stamps]] = plane[plane >= n_stamps]
+    group = (plane >= n_stamps).astype(np.int64)
+    if compiled_sample is not None and torch.device(device).type == "cpu":
+        kind = np.float32 if dtype == torch.float32 else np.float64
+        out = np.zeros((n_planes, 2 * period, 2 * period), dtype=kind)
+        compiled_sample.sample_stamps(packed, fields, start, group, second, size, DEPTH, float(panel_width), out)
+        return torch.from_numpy(out)
+    out = torch.zeros((n_planes, 2 * period, 2 * period), dtype=dtype, device=device)
+    return _sample_with_torch(packed, fields, start, group, second, out, size, panel_width)
+
+
+def pack_batch(lens, components):
+    """Return packed lenses, component rows ordered by stamp, the first row of each stamp, and that order.
+
+    A row holds `sources.FIELDS`, the extent and the minor axis' scale in and of half-light radii, the least distance
+    that counts near a cusp, and the extent in arcsec.
+    """
+    packed = pack_lens(lens)
+    order = np.argsort(components["stamp"].cpu().numpy(), kind="stable")
+    rows = pack_components(components)[order]
+    middle, split = 0.5 * (rows[:, 2] + rows[:, 4]), np.hypot(0.5 * (rows[:, 2] - rows[:, 4]), rows[:, 3])
+    major, minor = 1.0 / np.sqrt(middle - split), 1.0 / np.sqrt(middle + split)
+    extent = components["extent"].cpu().numpy().astype(np.float64)[order]
+    nearest = np.clip(0.05 * rows[:, 6] ** 2, 1e-3, 0.05)  # half-light radii; closer to a cusp panels shrink no more
+    start = np.searchsorted(components["stamp"].cpu().numpy()[order], np.arange(len(packed) + 1))
+    return packed, np.column_stack([rows, extent / major, minor, nearest, extent]), start, order
+
+
+def _bound_stretch(x, y, p):
+    # As compiled_sample.bound_stretch, which says what for.
+    cos, sin = torch.cos(p[2]), torch.sin(p[2])
+    u, v = x * cos + y * sin, y * cos - x * sin
+    radius = torch.sqrt(p[1] * u * u + v * v / p[1]).clamp_min(0.03)
+    power = (p[0] / radius) ** (p[5] - 1.0)
+    out = (1.0 - power).abs().clamp_min(1.0) + (p[5] - 2.0).abs() * power + torch.sqrt(p[3] ** 2 + p[4] ** 2)
+    out = out + (8.0 * p[6].abs() + 15.0 * p[8].abs()) / radius
+    return out + p[10] / torch.hypot(x - p[11], y - p[12]).clamp_min(0.05)
+
+
+def _measure_panels(bx, by, side, c, panel_width):
+    # As compiled_sample.measure_panel.
+    dx, dy = bx - c[0], by - c[1]
+    rho = torch.sqrt(((c[2] * dx + 2.0 * c[3] * dy) * dx + c[4] * dy * dy).clamp_min(0.0))
+    step = side / c[12]
+    distance = (rho - 0.75 * step).clamp_min(0.0)
+    near = torch.maximum(distance, c[13])
+    fall = c[5] * near ** c[6]
+    scale = torch.where(c[6] > 1.0, torch.full_like(fall, 0.6), near / (c[6] * fall))
+    wanted = step / (panel_width * scale * torch.exp(0.25 * fall))
+    wanted = torch.where((c[6] <= 1.0) & (distance < 0.3), 2.0 * wanted, wanted)
+    return torch.where(distance > c[11], torch.full_like(wanted, -1.0), wanted)
+
+
+def _sample_with_torch(packed, fields, start, group, second, out, size, panel_width):
+    # The same panels level by level: those too wide are divided into four and looked at again.
+    dtype, device = out.dtype, out.device
+    p, c = (torch.as_tensor(v, device=device, dtype=dtype) for v in (packed, fields))
+    start, group, second = (torch.as_tensor(v, device=device) for v in (start, group, second))
+    slots = torch.arange(int((start[1:] - start[:-1]).max()), device=device)
+    stamp, i, j = (v.flatten() for v in torch.meshgrid(*(torch.arange(n, device=device) for n in (
+        len(p), 2 * size, 2 * size)), indexing="ij"))  # fmt: skip
+    u = v = torch.zeros(len(stamp), device=device, dtype=dtype)
+    groups = (("slope",), ("a3", "phi3"), ("a4", "phi4"), PACK[10:])
+    used = [group for group in groups if (packed[:, PACK.index(group[0])] != DEFAULTS[group[0]]).any()]
+    names = [*PACK[:5], *(name for group in used for name in group)]
+    for level in range(DEPTH + 1):
+        kept = []
+        if not len(stamp):
+            break
+        for part in torch.split(torch.arange(len(stamp), device=device), PANELS):
+            kept.append(_place_panels(p, names, c, start, group, second, slots, out, size, panel_width, level,
+                                      (stamp[part], i[part], j[part], u[part], v[part])))  # fmt: skip
+        stamp, i, j, u, v = (torch.cat(values) for values in zip(*kept, strict=True))
+    return out
+
+
+def _place_panels(p, names, c, start, group, second, slots, out, size, panel_width, level, panels):
+    """Add the light of panels that are fine enough to `out`, return the quarters of the others."""
+    (stamp, i, j, u, v), width = panels, 0.5**level
+    x, y = (j - (size - 0.5) + u) * CELL, (i - (size - 0.5) + v) * CELL
+    lens = {k: p[stamp, PACK.index(k)] for k in names}
+    bx, by = shoot_rays(x, y, lens)
+    side = width * CELL * _bound_stretch(x, y, p[stamp].T)
+    row = (start[stamp][:, None] + slots).clamp_max(len(c) - 1)
+    own = start[stamp][:, None] + slots < start[stamp + 1][:, None]
+    wanted = _measure_panels(bx[:, None], by[:, None], side[:, None], c[row].permute(2, 0, 1), panel_width)
+    wanted = torch.where(own, wanted, -1.0)
+    most = wanted.amax(1)
+    central = (x * x + y * y < 4.0 * CELL * CELL) & (level < 2)
+    divide = ((most > 1.0) | central) & (most >= 0.0) & (level < DEPTH)
+    for order in (0, 1):
+        chosen = ((most >= 0.0) & ~divide & ((most < 0.5) == (order == 0))).nonzero().flatten()
+        if not len(chosen):
+            continue
+        t = torch.as_tensor(NODES[order][: order + 2], device=x.device, dtype=x.dtype) * width
+        weight = torch.as_tensor(WEIGHTS[order][: order + 2], device=x.device, dtype=x.dtype) * width
+        tx, ty = u[chosen, None] + t, v[chosen, None] + t
+        local = {k: value[chosen, None, None] for k, value in lens.items()}
+        sx, sy = shoot_rays(x[chosen, None, None] + (t * CELL)[None, None, :],
+                            y[chosen, None, None] + (t * CELL)[None, :, None], local)  # fmt: skip
+        light = torch.zeros((2, *sx.shape), dtype=x.dtype, device=x.device)
+        for slot in range(len(slots)):
+            use = (wanted[chosen, slot] >= 0.0).nonzero().flatten()
+            if len(use):
+                k = row[chosen[use], slot]
+                part = {name: c[k, m][:, None, None] for m, name in enumerate(FIELDS)}
+                light.index_put_((group[k], use), evaluate_sersic(sx[use], sy[use], part), accumulate=True)
+        rows, columns = _spline_weights(ty), _spline_weights(tx)
+        light = torch.einsum("gnyx,y,x,nys,nxt->gnst", light, weight, weight, rows, columns)
+        steps = torch.arange(-2, 3, device=x.device)
+        across = ((j[chosen, None] + steps) % out.shape[-1])[:, None, :]
+        down = ((i[chosen, None] + steps) % out.shape[-1])[:, :, None]
+        out.index_put_((stamp[chosen][:, None, None], down, across), light[0], accumulate=True)
+        two = (second[stamp[chosen]] >= 0).nonzero().flatten()
+        out.index_put_((second[stamp[chosen[two]]][:, None, None], down[two], across[two]), light[1, two],
+                       accumulate=True)  # fmt: skip
+    stamp, i, j, u, v = (value[divide].repeat_interleave(4) for value in panels)
+    quarter = torch.arange(4, device=x.device).repeat(int(divide.sum()))
+    return (stamp, i, j, u + (quarter % 2 - 0.5) * 0.5 * width,
+            v + (torch.div(quarter, 2, rounding_mode="floor") - 0.5) * 0.5 * width)  # fmt: skip
+
+
+def _spline_weights(t):
+    # As compiled_sample.fill_spline, shape (..., 5).
+    distance = (t[..., None] - torch.arange(-2, 3, device=t.device)).abs()
+    inner = 2.0 / 3.0 - distance**2 * (1.0 - 0.5 * distance)
+    return torch.where(distance < 1.0, inner, (2.0 - distance).clamp_min(0.0) ** 3 / 6.0)
