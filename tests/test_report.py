@@ -9,10 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lensaudit import graph, report, summary
+from lensaudit import graph, report, summary, wording
 from lensaudit.artifacts import Stage, UserError
 from lensaudit.audit.completeness import CELL_COLUMNS
+from lensaudit.catalogs.confusers import CATEGORIES
 from lensaudit.config import load_config
+from lensaudit.pixels.quality import FEATURES
+from lensaudit.tables import join_interval
 
 STAGES = ("01_crossmatch", "02_sampling", "03_cutouts", "04_training", "05_evaluation", "06_injection_realism",
           "07_completeness", "08_failure_modes")  # fmt: skip
@@ -227,6 +230,64 @@ def test_table_escapes_and_refuses_missing_columns():
     assert r"a\_b & \ensuremath{12\,000} & $x$ \\" in text
     with pytest.raises(UserError, match="absent"):
         report.make_table(table, {"absent": "h"}, "c", "tab:x")
+
+
+def test_an_interval_of_no_width_is_left_out():
+    rows = pd.DataFrame({"v": [0.5, 0.5, np.nan, -1.0], "a": [0.4, 0.5, 0.1, np.nan], "b": [0.6, 0.5, 0.2, np.nan]})
+    assert join_interval(rows, "v", "a", "b", 1) == ["$0.5$ [$0.4$, $0.6$]", "$0.5$", "--", "$-1.0$"]
+
+
+def test_controls_stand_in_a_table_of_their_own(stage):
+    tables = summary.collect_tables(stage, summary.collect_summary(stage))
+    assert len(tables["closure"]["table"]) == 10  # five kinds of row at two operating points
+    for name in ("controls", "controls_strict"):
+        controls = tables[name]["table"].set_index("control")
+        order = ("unspoiled", "random_hosts", "faint", "gain_150")  # the correct injections first
+        assert list(controls.index) == [wording.CLOSURE_ROWS[key] for key in order]
+        assert controls.loc["random hosts", "must"] == "yes" and controls.loc["random hosts", "caught"] == "yes"
+        assert controls["must"].tolist() == ["", "yes", "yes", ""]
+
+
+def test_reported_contaminants_leave_the_realism_table(scratch_root):
+    config = load_config("smoke")
+    write_stages(config)
+    upstream = Stage("06_injection_realism", config)
+    checks = [("test", "arc_snr quantile 0.5", 1.0, 0.9, 1.1, "0.5 to 2", "GO"),
+              ("test", "C2ST penultimate, labels permuted", 0.5, np.nan, np.nan, "", "reported"),
+              ("test", "contaminants, ring_proxy: FPR with a blue source (without: 0.0297, ratio 3.7)", 0.109, 0.072,
+               0.157, "", "reported"),
+              ("test", "contaminants, all: FPR with a blue source (without: 0.0000, ratio inf)", 0.0, 0.0, 0.1, "",
+               "reported")]  # fmt: skip
+    names = ["sample", "check", "value", "lower", "upper", "threshold", "outcome"]
+    upstream.write_table("realism.parquet", pd.DataFrame(checks, columns=names))
+    upstream.write_json("realism.json", {"outcome": "GO"})
+    upstream.write_table("hosts.parquet", pd.DataFrame({"in_deployment": [True], "in_deflector": [True]}))
+    upstream.close()
+    stage = Stage("09_summary", config, inputs=STAGES)
+    tables = summary.collect_tables(stage, summary.collect_summary(stage))
+    assert [len(tables[n]["table"]) for n in ("realism", "realism_reported", "contaminants")] == [1, 1, 2]
+    rows = tables["contaminants"]["table"]
+    assert list(rows["key"]) == ["ring proxy", "all confusers"] and list(rows["before"]) == [0.0297, 0.0]
+
+
+NAMED = {
+    "name_category": [*CATEGORIES, "N1", "N2", "DEV", "plain SER", "arc S/N 27.5", "unknown_kind"],
+    "name_cut": ["nobs_g", "z_mag", "maskbit 1 BRIGHT", "maskbit 99 NEW_BIT"], "name_feature": [*FEATURES, "new_one_r"],
+    "name_gate": ["quality: nan_frac", "core only probe", "bandset", "some_gate"],
+    "name_check": ["arc_snr quantile 0.5", "KS rho10", "noise ratio g", "C2ST hand-made, labels permuted",
+                   "regions agree, max |z|", "region 0: recovered 0.110, z"],
+    "name_subset": ["Tier A, arc_snr >= 1"], "name_closure_row": ["main", "faint / twins", "new_control / conditional"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("function, key", [(f, k) for f, keys in NAMED.items() for k in keys])
+def test_names_for_readers_hold_no_identifier(function, key):
+    plain = re.sub(r"\$[^$]*\$", "", getattr(wording, function)(key))
+    assert not re.search(r"[_&%#\\|]|>=|<=|C2ST|rho10|nobs|maskbit", plain), plain
+
+
+def test_every_feature_of_a_stamp_has_a_name():
+    assert set(FEATURES) <= set(wording.FEATURES)
 
 
 def test_paper_with_an_unmade_number_is_refused():

@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib.colors import to_rgba
 
 from lensaudit.figures.style import COLOURS, label, mark_simulated, new_figure
+from lensaudit.wording import SPLITS, TIERS, name_cut, spell_out
 
 _TIERS = {"A": COLOURS["blue"], "B": COLOURS["orange"], "S": COLOURS["green"]}
 _SPLITS = {"train": COLOURS["blue"], "val": COLOURS["orange"], "test": COLOURS["green"], "silver": COLOURS["purple"]}
@@ -32,9 +33,9 @@ def plot_sky_map(table, by="tier", simulated=True):
         part = table[table[by] == name]
         if len(part):
             axis.scatter(part["ra"], part["dec"], s=3, lw=0, color=colour, alpha=0.8, rasterized=True,
-                         label=f"{name} ({len(part):,})")
+                         label=f"{(TIERS if by == 'tier' else SPLITS).get(name, name)} ({len(part):,})")
     axis.set(xlabel=label("ra"), ylabel=label("dec"), xlim=(360, 0))
-    axis.legend(title=by, loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=3, handletextpad=0.2)
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=3, handletextpad=0.2)
     return mark_simulated(figure, simulated)
 
 
@@ -58,7 +59,7 @@ def plot_separations(separations, accept_radius, simulated=True):
     for name, colour in _TIERS.items():
         values = separations.loc[separations["tier"] == name, "separation"].clip(lower=edges[0])
         if len(values):
-            axis.hist(values, edges, histtype="step", color=colour, lw=1.1, label=f"tier {name} ({len(values):,})")
+            axis.hist(values, edges, histtype="step", color=colour, lw=1.1, label=f"{TIERS[name]} ({len(values):,})")
     axis.axvline(accept_radius, color=COLOURS["black"], ls="--", lw=0.8, label=f"accepted: {accept_radius:g} arcsec")
     axis.set(xscale="log", yscale="log", xlabel=label("separation"), ylabel="entries per bin", ylim=(0.7, None))
     axis.set_ylim(top=15 * axis.get_ylim()[1])  # room for the legend
@@ -91,7 +92,7 @@ def plot_parity(parity, simulated=True):
     main = ~rows["is_detail"]
     axis.plot(100 * rows.loc[main, "n_left"] / total, y[main], "o-", ms=2.5, lw=0.8, color=COLOURS["vermilion"],
               label="left")
-    names = [f"  of these {c.replace('_', ' ')}" if d else c.replace("_", " ")
+    names = [f"of these: {name_cut(c)}" if d else name_cut(c)
              for c, d in zip(rows["cut"], rows["is_detail"], strict=True)]
     axis.set_yticks(y, names)
     axis.set(xlabel=f"per cent of {total:,} sources", xlim=(0, 102))
@@ -122,19 +123,16 @@ def plot_strata(strata, simulated=True):
     for axis, name in zip(axes[0], names, strict=True):
         part = strata[strata["split"] == name].set_index("stratum").reindex(order).fillna(0)
         axis.step(x, part["n_parent"], where="mid", color=COLOURS["black"], lw=0.8, label="parent sample")
-        axis.bar(x - 0.3, part["n1"], 0.3, color=_ROWS["N1"], label="N1")
-        axis.bar(x, part["n2"], 0.3, color=_ROWS["N2"], label="N2")
+        axis.bar(x - 0.3, part["n1"], 0.3, color=_ROWS["N1"], label=TIERS["N1"])
+        axis.bar(x, part["n2"], 0.3, color=_ROWS["N2"], label=TIERS["N2"])
         axis.bar(x + 0.3, part["n_positives"], 0.3, color=_ROWS["A"], label="lenses")
-        axis.set_xticks(x, order, rotation=90)
-        axis.set(yscale="log", ylim=(0.7, None), title=name)
+        axis.set_xticks(x, [spell_out(s) for s in order], rotation=90)
+        axis.set(yscale="log", ylim=(0.7, None), title=SPLITS[name])
         axis.tick_params(axis="x", length=0)
     axes[0, 0].set_ylabel("number of objects")
-    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.supxlabel("exposures in $z$ and type", fontsize=8)
-    if simulated:
-        axes[0, -1].annotate("simulated sky", (1.0, 0.0), (4, 0), "axes fraction", "offset points", fontsize=5.5,
-                             color=COLOURS["grey"], style="italic", annotation_clip=False)
-    return figure
+    axes[0, len(names) // 2].set_xlabel("exposures in $z$ and morphological type")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    return mark_simulated(figure, simulated)
 
 
 def plot_split_counts(counts, simulated=True):
@@ -150,17 +148,17 @@ def plot_split_counts(counts, simulated=True):
     -------
     matplotlib.figure.Figure
     """
-    figure, axis = new_figure("column", 2.4)
+    figure, axis = new_figure("column", 2.7)
     names = [s for s in _SPLITS if s in set(counts["split"])]
     width = 0.8 / len(_ROWS)
     for k, (tier, colour) in enumerate(_ROWS.items()):
         part = counts[counts["tier"] == tier].set_index("split")["n"].reindex(names).fillna(0)
-        bars = axis.bar(np.arange(len(names)) + (k - 2) * width, part, width, color=colour, label=tier)
+        bars = axis.bar(np.arange(len(names)) + (k - 2) * width, part, width, color=colour, label=TIERS[tier])
         axis.bar_label(bars, [f"{int(n):,}" if n else "" for n in part], rotation=90, fontsize=5.5, padding=1.5)
-    axis.set_xticks(np.arange(len(names)), names)
-    axis.set(yscale="log", ylabel="number of objects", ylim=(0.7, max(10.0, 30 * counts["n"].max())))
+    axis.set_xticks(np.arange(len(names)), [SPLITS[s] for s in names])
+    axis.set(yscale="log", ylabel="number of objects", ylim=(0.7, max(10.0, 8 * counts["n"].max())))
     axis.tick_params(axis="x", length=0)
-    axis.legend(ncols=5, loc="upper center", columnspacing=0.9, handlelength=0.9)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=3, handlelength=0.9, fontsize=6)
     return mark_simulated(figure, simulated)
 
 
@@ -180,14 +178,16 @@ def plot_leaks(leaks, simulated=True):
     figure, axis = new_figure("column", 2.3)
     upper = leaks["within_arcsec"].astype(float).fillna(np.inf)
     edges = sorted(upper.unique())
-    names = [f"< {e:.0f}" if np.isfinite(e) else "farther" for e in edges]
+    lows = [0.0, *edges[:-1]]
+    names = [f"{low:.0f}–{e:.0f}" if np.isfinite(e) else f"> {low:.0f}" for low, e in zip(lows, edges, strict=True)]
     splits = list(dict.fromkeys(leaks["split"]))
     width = 0.8 / max(len(splits), 1)
     for k, split in enumerate(splits):
         chosen = leaks["split"] == split
         fraction = leaks.loc[chosen, "n"] / max(leaks.loc[chosen, "n"].sum(), 1)
         x = np.searchsorted(edges, upper[chosen]) + (k - (len(splits) - 1) / 2) * width
-        axis.bar(x, 100 * fraction, width, color=_SPLITS.get(split, COLOURS["grey"]), label=split)
+        axis.bar(x, 100 * fraction, width, color=_SPLITS.get(split, COLOURS["grey"]),
+                 label=SPLITS.get(split, split))  # fmt: skip
     axis.set_xticks(np.arange(len(edges)), names)
     axis.set(xlabel="nearest training stamp [arcsec]", ylabel="per cent of the split")
     axis.tick_params(axis="x", length=0)

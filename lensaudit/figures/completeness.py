@@ -4,14 +4,7 @@ import numpy as np
 from matplotlib.patches import Rectangle
 
 from lensaudit.figures.style import COLOURS, SEQUENTIAL, label, mark_simulated, new_figure
-
-ROW_NAMES = {
-    "main": "closure set", "extended": "closure set, with arc energy",
-    "oracle": "closure set, with true arc S/N", "twins": "twins", "grid": "grid, reweighted",
-    "unspoiled": "correct injections, same number", "random_hosts": "random hosts",
-    "faint": "sources 1 mag too faint", "red": r"source $g-r$ = 1.15", "gain_150": r"gain 150 e$^-$/nMgy",
-    "gaussian_psf": "Gaussian PSF, psfsize as FWHM", "psfsize_20": "psfsize 20 % too large",
-}  # fmt: skip
+from lensaudit.wording import POINTS, name_closure_row
 
 
 def plot_maps(cells, threshold_name, simulated=True):
@@ -57,7 +50,7 @@ def plot_maps(cells, threshold_name, simulated=True):
     bar = fig.colorbar(image, cax=place.inset_axes([0.05, 0.62, 0.9, 0.09]), orientation="horizontal")
     bar.set_label(f"completeness at {name_point(threshold_name)}")
     legend = Rectangle((0, 0), 1, 1, facecolor="0.9", edgecolor="0.55", hatch="/////", linewidth=0)
-    place.legend([legend], ["not sufficient"], loc="lower center")
+    place.legend([legend], ["insufficient"], loc="lower center")
     return mark_simulated(fig, simulated)
 
 
@@ -67,10 +60,8 @@ def _edges(centres):
 
 
 def name_point(threshold_name):
-    """Return the readable name of an operating point, such as FPR 0.01 or score > 0.3."""
-    if threshold_name.startswith("fpr_"):
-        return f"FPR {float(threshold_name.removeprefix('fpr_')):g}"
-    return f"score > {threshold_name.removeprefix('score_')}"
+    """Return the readable name of an operating point, such as FPR 10^-2 or score > 0.3."""
+    return POINTS.get(threshold_name, threshold_name.replace("_", " "))
 
 
 def plot_slices(marginals, simulated=True):
@@ -82,7 +73,7 @@ def plot_slices(marginals, simulated=True):
         From `completeness.average_cells`, several weightings and thresholds.
     simulated : bool
     """
-    fig, axes = new_figure("text", 2.4, 1, len(marginals), sharey=True)
+    fig, axes = new_figure("text", 2.6, 1, len(marginals), sharey=True)
     colours = [COLOURS[name] for name in ("blue", "vermilion", "green", "purple")]
     for axis, (name, table) in zip(np.atleast_1d(axes), marginals.items(), strict=True):
         for colour, point in zip(colours, table["threshold_name"].unique(), strict=False):
@@ -96,7 +87,7 @@ def plot_slices(marginals, simulated=True):
                     axis.fill_between(part[name], part["lower"], part["upper"], color=colour, alpha=0.2, linewidth=0)
         axis.set(xlabel=label(name), ylim=(0, None))
     np.atleast_1d(axes)[0].set_ylabel(label("completeness"))
-    np.atleast_1d(axes)[0].legend(fontsize=6)
+    fig.legend(*np.atleast_1d(axes)[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return mark_simulated(fig, simulated)
 
 
@@ -134,17 +125,18 @@ def plot_gates(gates, simulated=True):
     """
     axes_names = [name for name in ("theta_E", "psfsize_r", "depth_r") if name in set(gates["axis"])]
     fig, axes = new_figure("text", 2.5, 1, max(len(axes_names), 1), sharey=True)
-    styles = (("p_d", "blue", "seen by gate D: P(D)"), ("p_m_d", "green", "found of these: P(M|D)"),
-              ("p_m_nd", "vermilion", "found of the rest: P(M|not D)"))  # fmt: skip
+    styles = (("p_d", "blue", "seen by gate D: P(D)"), ("p_m_d", "green", "found of these: P(M$|$D)"),
+              ("p_m_nd", "vermilion", "found of the rest: P(M$|$not D)"))  # fmt: skip
     for axis, name in zip(np.atleast_1d(axes), axes_names, strict=False):
         part = gates[gates["axis"] == name]
-        for population, marker, fill, shift in (("injections", "s", "none", 0.0), ("lenses", "o", None, 0.012)):
+        span = part["upper_edge"].max() - part["lower_edge"].min()
+        for population, marker, fill, shift in (("injections", "s", "none", -0.05), ("lenses", "o", None, 0.01)):
             own = part[(part["population"] == population) & (part["n"] > 0)]
             centre = 0.5 * (own["lower_edge"] + own["upper_edge"])
-            centre = centre + shift * (part["upper_edge"].max() - part["lower_edge"].min())
-            for column, colour, text in styles:
-                axis.errorbar(centre, own[column], _bars(own, column), fmt=marker, mfc=fill, color=COLOURS[colour],
-                              ms=3.5, lw=0.8, label=f"{text}, {population}")  # fmt: skip
+            for place, (column, colour, text) in enumerate(styles):
+                axis.errorbar(centre + (shift + 0.02 * place) * span, own[column], _bars(own, column), fmt=marker,
+                              mfc=fill, color=COLOURS[colour], ms=3.5, lw=0.8,
+                              label=f"{text}, {population}")  # fmt: skip
         axis.set(xlabel=label({"psfsize_r": "seeing"}.get(name, name)), ylim=(-0.02, 1.02))
     np.atleast_1d(axes)[0].set_ylabel("fraction")
     handles, texts = np.atleast_1d(axes)[0].get_legend_handles_labels()
@@ -175,7 +167,8 @@ def plot_closure(table, tertiles, simulated=True):
     right.plot([0, 1], [0, 1], color="0.6", lw=0.8)
     for name, part in tertiles.groupby("axis") if len(tertiles) else ():
         right.errorbar(part["predicted"], part["recall"], _bars(part, "recall"), _bars(part, "predicted"), fmt="o",
-                       ms=3, lw=0.7, color=COLOURS[colours[name]], label=f"tertiles of {label(name)}")  # fmt: skip
+                       ms=3, lw=0.7, color=COLOURS[colours[name]],
+                       label=f"tertiles of {label(name).partition(' [')[0]}")  # fmt: skip
     right.set(xlabel="predicted recall", ylabel="observed recall", xlim=(0, 1), ylim=(0, 1), aspect="equal")
     if len(tertiles):
         right.legend(loc="lower right", fontsize=6)
@@ -195,8 +188,7 @@ def _draw_rows(axis, rows):
     axis.axvline(main["recall"], color=COLOURS["blue"], lw=1.0)
     names = []
     for place, row in rows.iterrows():
-        kind, _, part = row["row"].partition(" / ")
-        names.append(ROW_NAMES.get(kind, kind) + (f" ({part})" if part else ""))
+        names.append(name_closure_row(row["row"]))
         if not np.isfinite(row["predicted"]):
             axis.text(main["recall"], place, "cannot be computed", va="center", fontsize=6)
             continue
@@ -208,5 +200,5 @@ def _draw_rows(axis, rows):
                   transform=axis.get_yaxis_transform())  # fmt: skip
     axis.axhline(4.5, color="0.8", lw=0.6)
     axis.set(yticks=range(len(rows)), yticklabels=names, ylim=(len(rows) - 0.5, -0.5))
-    axis.set_xlabel(f"recall at FPR {main['fpr']:g}")
+    axis.set_xlabel(f"recall at {name_point('fpr_1e-2')}")  # only the headline is drawn
     axis.tick_params(axis="y", labelsize=6, length=0)

@@ -4,11 +4,10 @@ import numpy as np
 import seaborn
 
 from lensaudit.figures.style import COLOURS, label, mark_simulated, new_figure
+from lensaudit.wording import POINTS, name_gate, name_stratum, spell_out
 
 CLASS_COLOURS = {"Tier A lenses": COLOURS["blue"], "Tier B lenses": COLOURS["sky"], "galaxies (N1)": COLOURS["black"],
                  "confusers (N2)": COLOURS["vermilion"]}  # fmt: skip
-POINT_LABELS = {"fpr_1e-2": r"FPR $10^{-2}$", "fpr_1e-3": r"FPR $10^{-3}$", "fpr_1e-4": r"FPR $10^{-4}$",
-                "score_0.3": "score 0.3", "score_0.5": "score 0.5"}  # fmt: skip
 
 
 def plot_scores(table, thresholds, simulated=True):
@@ -31,15 +30,17 @@ def plot_scores(table, thresholds, simulated=True):
     common = {"x": "logit", "common_norm": False, "fill": False, "linewidth": 1.1, "bw_adjust": 0.8, "cut": 0}
     seaborn.kdeplot(table, hue="class", hue_order=present, palette=CLASS_COLOURS, ax=axes[0], **common)
     lenses = table[table["class"] == "Tier A lenses"].rename(columns={"seeing_bin": label("psfsize_r")})
+    lenses[label("psfsize_r")] = lenses[label("psfsize_r")].map(spell_out)
     order = list(dict.fromkeys(lenses.sort_values("seeing_order")[label("psfsize_r")]))
     colours = [COLOURS["purple"], COLOURS["green"], COLOURS["orange"]][: len(order)]
     seaborn.kdeplot(lenses, hue=label("psfsize_r"), hue_order=order, palette=colours, ax=axes[1], **common)
-    marked = [e for e in thresholds.values() if e["fpr"] and e["threshold"] is not None]
-    for axis, title in zip(axes, (None, "Tier A lenses, " + label("psfsize_r")), strict=True):
-        for entry, style, height in zip(marked, ("--", ":"), (0.98, 0.90), strict=False):
-            axis.axvline(entry["threshold"], color=COLOURS["grey"], ls=style, lw=0.8)
-            axis.text(entry["threshold"], height, f" FPR {entry['fpr']:g}", va="top", fontsize=6,
-                      color=COLOURS["grey"], transform=axis.get_xaxis_transform())  # fmt: skip
+    marked = [(POINTS[k], e["threshold"]) for k, e in thresholds.items() if e["fpr"] and e["threshold"] is not None]
+    for axis, title in zip(axes, (None, "Tier A lenses, " + label("psfsize_r").partition(" [")[0]), strict=True):
+        axis.set_ylim(top=1.15 * axis.get_ylim()[1])  # room for the thresholds' names above the curves
+        for (name, threshold), style, height in zip(marked, ("--", ":"), (0.98, 0.90), strict=False):
+            axis.axvline(threshold, color=COLOURS["grey"], ls=style, lw=0.8)
+            axis.text(threshold, height, f" {name}", va="top", fontsize=6, color=COLOURS["grey"],
+                      transform=axis.get_xaxis_transform())  # fmt: skip
         axis.set(xlabel=label("logit"), ylabel="density")
         if axis.get_legend():
             seaborn.move_legend(axis, "lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, title=title,
@@ -69,7 +70,7 @@ def plot_recall_curve(curve, points, simulated=True):
                       xerr=np.abs(own[["fpr_lower", "fpr_upper"]].to_numpy().T - own["achieved_fpr"].to_numpy()),
                       yerr=np.abs(own[["lower_total", "upper_total"]].to_numpy().T - own["recall"].to_numpy()),
                       elinewidth=0.7)  # fmt: skip
-    axis.set(xscale="log", xlabel="false positive rate of N1", ylabel=label("recall"), ylim=(0, 1))
+    axis.set(xscale="log", xlabel="false positive rate of the parent galaxies", ylabel=label("recall"), ylim=(0, 1))
     axis.legend(loc="upper left")
     return mark_simulated(fig, simulated)
 
@@ -117,7 +118,10 @@ def plot_strata(strata, axes_shown=("seeing x depth", "TYPE", "nobs_z"), simulat
                                       (right, "fpr", 1e4, COLOURS["vermilion"])):  # fmt: skip
         value, bounds = scale * table[name], scale * table[[f"{name}_lower", f"{name}_upper"]].to_numpy().T
         axis.errorbar(value, place, xerr=np.abs(bounds - value.to_numpy()), fmt="o", color=colour, elinewidth=0.7)
-    left.set_yticks(place, [f"{s} ({n})" for s, n in zip(table["stratum"], table["n_positive"], strict=True)])
+    left.set_yticks(place, [
+        f"{name_stratum(a, s)} ({n})"
+        for a, s, n in zip(table["axis"], table["stratum"], table["n_positive"], strict=True)
+    ])
     left.tick_params(axis="y", labelsize=6)
     left.set(xlabel="recall of labelled lenses", xlim=(0, 1))
     right.set(xlabel=label("fpr_per_1e4"), xscale="symlog", xlim=(0, None))
@@ -145,11 +149,14 @@ def plot_recall_cells(table, simulated=True):
             span = 0.0 if name == "arc_snr" else part["high"].max() - part["low"].min()
             error = np.abs(rows[["lower", "upper"]].to_numpy().T - rows["recall"].to_numpy())
             axis.errorbar(rows["centre"] + shift * span, rows["recall"], yerr=error, fmt="o", color=colour,
-                          elinewidth=0.7, label=POINT_LABELS.get(point, point))  # fmt: skip
+                          elinewidth=0.7, label=POINTS.get(point, point))  # fmt: skip
             axis.hlines(rows["recall"], rows["low"], rows["high"], color=colour, lw=0.6, alpha=0.6)
         axis.set(xlabel=label(name), ylim=(0, 1))
         if name == "arc_snr":  # linear within the noise, logarithmic above: a few bright arcs span the axis otherwise
             axis.set_xscale("symlog", linthresh=3.0)
+            axis.set_xticks([-10, 0, 10, 100, 1000], ["$-10$", "0", "10", "100", "1000"])
+            axis.set_xlim(min(part["low"].min(), -3.0), part["high"].max())
+            axis.minorticks_off()
     axes[0, 0].set_ylabel("recall, Tier A")
     axes[0, 0].legend(loc="upper left")
     return mark_simulated(fig, simulated)
@@ -185,7 +192,7 @@ def plot_comparison(table, simulated=True):
         error = np.abs(part[["lower", "upper"]].to_numpy().T - part["recall"].to_numpy())
         axis.errorbar(part["recall"], y, xerr=error, fmt="os^"[number % 3], elinewidth=0.7,
                       color=(COLOURS["blue"], COLOURS["vermilion"], COLOURS["green"])[number % 3],
-                      label=POINT_LABELS.get(point, point))  # fmt: skip
+                      label=POINTS.get(point, point))  # fmt: skip
     first = table.drop_duplicates("name").set_index("name")["n"]
     axis.set_yticks(list(place.values()), [f"{n} ({first[n]})" for n in place], fontsize=6)
     axis.set(xlabel=label("recall"), xlim=(0, 1))
@@ -208,7 +215,8 @@ def plot_gates(table, simulated=True):
         value = rows["value"].to_numpy()
         error = np.abs(rows[["lower", "upper"]].to_numpy().T - value)
         axis.errorbar(value, place[rows.index], xerr=error, fmt="o", color=colour, label=outcome, elinewidth=0.7)
-    axis.set_yticks(place, [f"{g}: {r}" for g, r in zip(shown["gate"], shown["rule"], strict=True)], fontsize=6)
+    axis.set_yticks(place, [f"{name_gate(g)}: {r}" for g, r in zip(shown["gate"], shown["rule"], strict=True)],
+                    fontsize=6)  # fmt: skip
     axis.set(xlabel="value of the gate (KS distance, AUC, AUC gain, mean score)")
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=6)
     axis.grid(axis="x", lw=0.3, color=COLOURS["grey"], alpha=0.5)

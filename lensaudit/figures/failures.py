@@ -2,9 +2,12 @@
 
 import numpy as np
 
-from lensaudit.figures.evaluation import POINT_LABELS
 from lensaudit.figures.style import COLOURS, label, mark_simulated, new_figure
+from lensaudit.wording import POINTS, name_category, name_stratum, spell_out
 
+OUTCOME_NAMES = {"found": "found, seen by gate D", "found, not seen by D": "found, not seen by gate D",
+                 "missed, seen by D": "missed, seen by gate D",
+                 "missed, not seen by D": "missed, not seen by gate D"}  # fmt: skip
 OUTCOME_COLOURS = {"found": COLOURS["blue"], "found, not seen by D": COLOURS["sky"],
                    "missed, seen by D": COLOURS["vermilion"], "missed, not seen by D": COLOURS["grey"]}  # fmt: skip
 COMPONENT_COLOURS = [COLOURS[c] for c in ("orange", "green", "vermilion", "purple", "sky", "yellow", "black", "grey")]
@@ -38,8 +41,8 @@ def plot_gallery(gallery, pictures, simulated=True):
                 continue
             own = gallery.iloc[members[column]]
             axis.imshow(pictures[members[column]], extent=(-1, 1, -1, 1))
-            axis.set_title(f"{own['note']}\nlogit {own['logit']:.1f}".replace("_", " "), fontsize=6, pad=2)
-        axes[line, 0].set_ylabel(name, fontsize=7)
+            axis.set_title(f"{name_category(own['note'])}\nlogit {own['logit']:.1f}", fontsize=6, pad=2)
+        axes[line, 0].set_ylabel(OUTCOME_NAMES.get(name, name), fontsize=7)
     for axis in axes.flat if not names else []:
         axis.set_visible(False)
     return mark_simulated(fig, simulated)
@@ -64,9 +67,8 @@ def plot_rates(rates, axes_shown=("all", "pool", "confuser proxy", "confuser lab
         y = np.array([position[key] for key in zip(part["axis"], part["stratum"], strict=True)]) - 0.2 * number
         error = np.abs(part[["lower", "upper"]].to_numpy().T - part["per_1e4"].to_numpy())
         axis.errorbar(part["per_1e4"], y, xerr=error, fmt="os"[number % 2], elinewidth=0.7,
-                      color=(COLOURS["blue"], COLOURS["vermilion"])[number % 2], label=POINT_LABELS.get(point, point))
-    names = strata["stratum"].str.replace("_", " ").where(strata["axis"] != "confuser label",
-                                                         "labelled " + strata["stratum"])  # fmt: skip
+                      color=(COLOURS["blue"], COLOURS["vermilion"])[number % 2], label=POINTS.get(point, point))
+    names = [name_stratum(a, s) for a, s in zip(strata["axis"], strata["stratum"], strict=True)]
     axis.set_yticks(place, names, fontsize=6)
     axis.set(xlabel=label("fpr_per_1e4"), xscale="symlog", xlim=(0, None))
     axis.legend(loc="best", fontsize=6)
@@ -90,9 +92,9 @@ def plot_purity(purity, prevalence_range, simulated=True):
     for (point, part), colour in zip(purity.groupby("point", sort=False), COLOURS.values(), strict=False):
         for low, high, alpha in (("lower", "upper", 0.12), ("lower_68", "upper_68", 0.22)):
             axis.fill_between(part["prevalence"], part[low], part[high], color=colour, alpha=alpha, lw=0)
-        axis.plot(part["prevalence"], part["purity"], "o-", color=colour, label=POINT_LABELS.get(point, point))
+        axis.plot(part["prevalence"], part["purity"], "o-", color=colour, label=POINTS.get(point, point))
     axis.set(xscale="log", yscale="log", xlabel="prevalence (lenses per galaxy)", ylabel=label("purity"))
-    axis.set_xticks(purity["prevalence"].unique(), [f"{p:.1e}" for p in purity["prevalence"].unique()])
+    axis.set_xticks(purity["prevalence"].unique(), [_write_power(p) for p in purity["prevalence"].unique()])
     axis.minorticks_off()
     axis.legend(loc="upper left")
     return mark_simulated(fig, simulated)
@@ -125,15 +127,22 @@ def plot_composition(composition, simulated=True):
         base = 0.0
         for name, share in own.groupby(names)["share"].sum().reindex(["lens", *named, "other"]).dropna().items():
             axis.bar(x, share, bottom=base, width=0.8, color=colours[name], lw=0,
-                     label=None if name in labelled else name.replace("_", " "))  # fmt: skip
+                     label=None if name in labelled else name_category(name))  # fmt: skip
             labelled.add(name)
             base += share
-    axis.set_xticks(range(len(cases)), [f"{c.prevalence:.1e}\ntop {100 * c.top:g} %" for c in cases.itertuples()],
-                    fontsize=6)  # fmt: skip
+    names = [f"{_write_power(c.prevalence)}\ntop {100 * c.top:g} %" for c in cases.itertuples()]
+    axis.set_xticks(range(len(cases)), names, fontsize=6)
+    axis.tick_params(axis="x", length=0)
     axis.set(ylabel="share of the list", ylim=(0, 1.2), xlabel="prevalence and depth of the list")
     if labelled:
         axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=6)
     return mark_simulated(fig, simulated)
+
+
+def _write_power(value):
+    """Return a small number as mantissa times a power of ten."""
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return rf"${mantissa.removesuffix('.0')}\times 10^{{{int(exponent)}}}$"
 
 
 def plot_misses(misses, simulated=True):
@@ -153,13 +162,14 @@ def plot_misses(misses, simulated=True):
         for outcome, colour in OUTCOME_COLOURS.items():
             rows = part[part["outcome"] == outcome].set_index("theta_E_bin").reindex(bins)
             share = rows["share"].fillna(0.0).to_numpy()
-            axis.bar(np.arange(len(bins)), share, bottom=base, width=0.85, color=colour, lw=0, label=outcome)
+            axis.bar(np.arange(len(bins)), share, bottom=base, width=0.85, color=colour, lw=0,
+                     label=OUTCOME_NAMES[outcome])  # fmt: skip
             if outcome == "found":
                 error = np.abs(rows[["lower", "upper"]].to_numpy().T - rows["share"].to_numpy())
                 axis.errorbar(np.arange(len(bins)), share, yerr=error, fmt="none", ecolor=COLOURS["black"], lw=0.6)
             base += share
-        axis.set_xticks(range(len(bins)), bins, rotation=60, fontsize=6)
-        title = "all seeing" if name == "all" else f"psfsize {name} arcsec"
+        axis.set_xticks(range(len(bins)), [spell_out(b) for b in bins], rotation=60, fontsize=6)
+        title = "all seeing" if name == "all" else f"psfsize$_r$ {spell_out(name)} arcsec"
         axis.set(xlabel=label("theta_E"), title=title, ylim=(0, 1))
     axes[0, 0].set_ylabel("share of injections")
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=6)

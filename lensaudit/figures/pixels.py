@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from lensaudit.figures.style import COLOURS, label, mark_simulated, new_figure
+from lensaudit.wording import name_category, name_feature
 
 _FLAGS = {"none": COLOURS["grey"], "yellow": COLOURS["orange"], "red": COLOURS["vermilion"],
           "not computed": COLOURS["sky"]}  # fmt: skip
@@ -50,7 +51,7 @@ def plot_stamps(images, titles=None, columns=8, pixel_scale=0.262, simulated=Tru
     for number, (axis, image) in enumerate(zip(axes.flat, images, strict=False)):
         axis.imshow(make_rgb(image), interpolation="nearest")
         if titles is not None:
-            axis.set_title(titles[number], fontsize=6, pad=1.5)
+            axis.set_title(name_category(titles[number].replace(" ", "_")), fontsize=6, pad=1.5)
     first, size = axes.flat[0], images.shape[-1]
     first.plot([0.06 * size, 0.06 * size + 5 / pixel_scale], [0.07 * size] * 2, color="white", lw=1.2)
     first.text(0.06 * size, 0.10 * size, "5 arcsec", color="white", fontsize=5.5)
@@ -80,7 +81,7 @@ def plot_shortcuts(table, simulated=True):
         bars = np.abs(np.stack([value - table[f"lower{name}"], table[f"upper{name}"] - value]).astype(float))
         axis.errorbar(value, y + offset, xerr=bars, fmt=marker, ms=2.5, lw=0.7, color=colour,
                       label="matched pairs" if name else "all negatives")  # fmt: skip
-    axis.set_yticks(y, [str(name).replace("_", " ") for name in table["feature"]], fontsize=6)
+    axis.set_yticks(y, [name_feature(name) for name in table["feature"]], fontsize=6)
     for tick, flag in zip(axis.get_yticklabels(), table["flag"], strict=True):
         tick.set_color(_FLAGS[flag] if flag in ("yellow", "red") else COLOURS["black"])
     axis.set(xlabel="AUC of the feature alone", xlim=(0.45, 1.0), ylim=(-0.8, len(table) - 0.2))

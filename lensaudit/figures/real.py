@@ -6,6 +6,7 @@ from matplotlib.colors import LogNorm
 
 from lensaudit.constants import PIXEL_SCALE
 from lensaudit.figures.style import COLOURS, SEQUENTIAL, new_figure
+from lensaudit.wording import LISTS
 
 STRETCH = {"g": 1.0, "r": 1.4, "z": 2.4}  # relative weights of the colour picture, red light is brighter
 
@@ -43,7 +44,7 @@ def plot_overlaps(overlaps):
 
 
 def _wrap(name):
-    return name.replace("_", " ")
+    return LISTS.get(name, name.replace("_", " "))
 
 
 def make_picture(image, softening, peak):
@@ -124,7 +125,7 @@ def plot_injections(before, arcs, after, table):
     -------
     matplotlib.figure.Figure
     """
-    names = ("before", "arc alone (own stretch)", "after", "after - before, r")
+    names = ("before", "arc alone (own stretch)", "after", "after minus before, $r$")
     figure, axes = new_figure("text", 1.62 * len(table) + 0.3, nrows=len(table), ncols=4, squeeze=False,
                               sharex=True, sharey=True)  # fmt: skip
     half = before.shape[-1] * PIXEL_SCALE / 2
@@ -143,7 +144,7 @@ def plot_injections(before, arcs, after, table):
         line[3].plot(row.theta_E * np.cos(angle), row.theta_E * np.sin(angle), color=COLOURS["orange"], lw=0.5, ls="--")
         line[0].set_ylabel(f"{row.host}\n{row.arc} arc\narcsec", size=6)
         texts = (f"logit {row.logit_before:.2f}, arc S/N {row.arc_snr_before:.1f}",
-                 rf"$\theta_{{\rm E}}$ {row.theta_E:.2f}$''$, $r$ = {row.mag_lensed_r:.1f}",
+                 rf"$\theta_{{\rm E}}$ {row.theta_E:.2f}$''$, $r$ = {row.mag_lensed_r:.1f} mag",
                  f"logit {row.logit:.2f}, arc S/N {row.arc_snr:.1f}", "")  # fmt: skip
         for axis, text in zip(line, texts, strict=True):
             axis.text(0.04, 0.06, text, transform=axis.transAxes, color="white", size=5.5)

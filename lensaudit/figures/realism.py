@@ -5,9 +5,10 @@ import pandas as pd
 import seaborn
 
 from lensaudit.figures.style import COLOURS, label, mark_simulated, new_figure
+from lensaudit.wording import SAMPLES, name_check
 
 PANELS = ("arc_snr", "arc_g_r", "arc_r_z", "arc_radius", "arc_width", "asymmetry", "ridge", "noise_ratio_r")
-RANGES = {"arc_snr": (-5, 60), "arc_g_r": (-1, 2), "arc_r_z": (-1, 2), "noise_ratio_r": (0.85, 1.15)}
+RANGES = {"arc_snr": (-5, 60), "arc_g_r": (-1, 2), "arc_r_z": (-1, 2), "noise_ratio_r": (0.85, 1.15), "ridge": (0, 5)}
 
 
 def _stack(targets, injections, weights, columns):
@@ -46,7 +47,7 @@ def plot_distributions(targets, injections, weights, columns=PANELS, simulated=T
         for value, colour in zip(middle, palette.values(), strict=True):
             axis.axvline(value, color=colour, lw=0.7, ls="--")
         axis.set(xlabel=label(column), ylabel="", yticks=[])
-        axis.set_title(f"median {middle[0]:.2f} | {middle[1]:.2f}", fontsize=6.5, pad=2)
+        axis.set_title(f"medians {middle[0]:.2f}, {middle[1]:.2f}", fontsize=6.5, pad=2)
     for axis in axes[:, 0]:
         axis.set_ylabel("density")
     handles = [axes.flat[0].plot([], [], color=colour, label=name)[0] for name, colour in palette.items()]
@@ -101,7 +102,7 @@ def plot_checks(table, simulated=True):
     fig, axis = new_figure("text", 0.9 + 0.145 * max(len(own), 4))
     colours = {"GO": COLOURS["green"], "NO-GO": COLOURS["vermilion"], "inconclusive": COLOURS["orange"]}
     axis.axvspan(-1, 1, color="0.93", lw=0)
-    names = []
+    names, samples = [], list(dict.fromkeys(own["sample"]))
     for place, row in own.iterrows():
         low, high = _read_limits(row["threshold"])
         value, lower, upper = ((2 * (row[k] - low) / (high - low) - 1) for k in ("value", "lower", "upper"))
@@ -110,9 +111,13 @@ def plot_checks(table, simulated=True):
         axis.plot(shown[1], place, "o", color=colours[row["outcome"]], ms=3.5)
         number = f"{row['value']:.3g}" if np.isfinite(row["value"]) else "-"
         axis.text(3.1, place, f"{number}   {row['outcome']}", va="center", fontsize=6)
-        names.append(f"{row['check']} [{row['sample']}]")
+        names.append(name_check(row["check"]))
+    for sample in samples:
+        first = own.index[own["sample"] == sample][0]
+        axis.axhline(first - 0.5, color="0.6", lw=0.6)
+        axis.text(-2.95, first - 0.4, SAMPLES.get(sample, sample), va="top", fontsize=6, style="italic")
     axis.set(yticks=range(len(own)), yticklabels=names, ylim=(len(own) - 0.5, -0.5), xlim=(-3, 4.2),
-             xlabel="value on a scale with the limits at -1 and 1")  # fmt: skip
+             xticks=range(-3, 4), xlabel="value on a scale with the limits at -1 and 1")  # fmt: skip
     axis.tick_params(axis="y", labelsize=6, length=0)
     return mark_simulated(fig, simulated)
 
@@ -144,7 +149,7 @@ def plot_estimators(validation, simulated=True):
         limits = np.array([2.0, 150.0])
         axis.plot(limits, limits, color="0.6", lw=0.8, label="equal")
         axis.set(xlabel=label("arc_snr_true"), xscale="log", yscale="symlog")
-        axis.set_title({"arc_snr": "flux over error, 4-16 px", "arc_energy": "antisymmetric energy"}[name], pad=3)
+        axis.set_title({"arc_snr": "flux over error, 4–16 pixel", "arc_energy": "antisymmetric energy"}[name], pad=3)
     axes[0].set_ylabel("blind S/N")
     axes[0].legend()
     return mark_simulated(fig, simulated)

@@ -11,7 +11,7 @@ BOXES = {
     "truth": (1.05, 0.75, 1.9, 1.0, "truth tables", "vermilion"),
     "positives": (3.55, 5.0, 1.9, 1.1, "matched lenses", "blue"),
     "negatives": (3.55, 3.0, 1.9, 1.1, "negatives", "grey"),
-    "train": (6.05, 5.0, 1.9, 1.1, "train", "green"),
+    "train": (6.05, 5.0, 1.9, 1.1, "training", "green"),
     "val": (6.05, 3.4, 1.9, 1.1, "validation", "orange"),
     "test": (6.05, 1.8, 1.9, 1.1, "test", "purple"),
     "detector": (8.55, 5.0, 1.9, 1.1, "detector", "green"),
