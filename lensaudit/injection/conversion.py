@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from lenstronomy.LensModel.Profiles.sersic_utils import SersicUtil
 from lenstronomy.Util.param_util import ellipticity2phi_q, phi_q2_ellipticity
+from scipy.ndimage import map_coordinates
 from scipy.special import gamma
 
 from lensaudit import photometry, rng
@@ -17,6 +18,7 @@ DEFAULTS = {
     "slope": 2.0, "a3": 0.0, "phi3": 0.0, "a4": 0.0, "phi4": 0.0, "subhalo_theta_E": 0.0, "subhalo_x": 0.0,
     "subhalo_y": 0.0, "subhalo_r_cut": 1.0, "gradient": 0.0,
 }  # fmt: skip
+UPSAMPLING = 8  # of a bank's image for INTERPOL: linear interpolation is then within 1e-3 of the cubic's peak
 CORE = 1e-8  # arcsec; lenstronomy's cores of the truncated isothermal sphere and of the Sersic profile
 
 
@@ -93,32 +95,69 @@ def source_kwargs(row, seed):
                      "center_y": y + clumps["dy"][k]} for k in np.flatnonzero(clumps["share"])]  # fmt: skip
 
 
-def describe_row(row, host, seed, psf_mode="moffat"):
+def bank_kwargs(row, bank):
+    """Return lenstronomy's keyword arguments of a galaxy of the bank, for ``INTERPOL``, of unit flux.
+
+    Parameters
+    ----------
+    row : pandas.Series
+        bank_index, source_x, source_y, source_R [arcsec], source_phi [rad], injection_id.
+    bank : lensaudit.lensing.sources.ImageBank
+        Or what holds one as ``images``.
+
+    Notes
+    -----
+    INTERPOL takes surface brightness [flux / arcsec^2] and interpolates linearly, the bank by cubic B-splines: the
+    image is the bank's, read `UPSAMPLING` times per pixel.
+    """
+    bank, index = getattr(bank, "images", bank), int(row["bank_index"])
+    if bank is None or not 0 <= index < len(bank.half_light):
+        size = 0 if bank is None else len(bank.half_light)
+        raise UserError(
+            f"injection {row['injection_id']}: bank_index = {index}, but the bank holds {size}; give its bank"
+        )
+    coefficients, step = bank.coefficients[index].astype(np.float64), 1.0 / UPSAMPLING
+    places = np.arange(0.0, len(coefficients) - 1.0 + 0.5 * step, step)
+    image = map_coordinates(coefficients, np.meshgrid(places, places, indexing="ij"), order=3, prefilter=False,
+                            mode="constant")  # fmt: skip
+    pixel = row["source_R"] / bank.half_light[index]  # arcsec
+    middle = 0.5 * (len(coefficients) - 1.0) - bank.centre[index]
+    cos, sin = np.cos(row["source_phi"]), np.sin(row["source_phi"])
+    return {"image": image / image.sum() / (pixel * step) ** 2, "amp": 1.0, "scale": pixel * step,
+            "phi_G": row["source_phi"], "center_x": row["source_x"] + pixel * (cos * middle[0] - sin * middle[1]),
+            "center_y": row["source_y"] + pixel * (sin * middle[0] + cos * middle[1])}  # fmt: skip
+
+
+def describe_row(row, host, seed, psf_mode="moffat", bank=None):
     """Return all of a row in lenstronomy's words; see `to_lenstronomy`, which also refuses what has no words there."""
     row = row.reset_index(drop=True)
     own, values = host_rows(row, host), row.iloc[0]
     names, kwargs_lens = to_mass_model(values)
-    groups, point = _describe_source(row, own, seed)
+    groups, point = _describe_source(row, own, seed, bank)
     alpha, beta = moffat_radii(row, own, BANDS, psf_mode)
     wings = bool(values.get("psf_wings", False)) and psf_mode == "moffat"
     if wings:
         alpha = narrow_core(alpha, beta, BANDS)
+    amplitude = 0.0 if "bank_index" in groups["disc"] else float(values.get("gradient", 0.0))
     shape = {"e1": float(values.get("psf_e1", 0.0)), "e2": float(values.get("psf_e2", 0.0)), "wings": wings}
     return {
         "injection_id": int(values["injection_id"]), "seed": int(seed), "host_index": int(values["host_index"]),
         "lens_model_list": names, "kwargs_lens": kwargs_lens, "groups": groups, "point": point,
-        "gradient": (float(values.get("gradient", 0.0)), *(float(values[f"source_{c}"]) for c in ("R", "phi"))),
+        "gradient": (amplitude, *(float(values[f"source_{c}"]) for c in ("R", "phi"))),
         "psf": {b: {"alpha": float(alpha[0, k] * PIXEL_SCALE), "beta": float(beta[0])} | shape
                 for k, b in enumerate(BANDS)},
     }  # fmt: skip
 
 
-def _describe_source(row, own, seed):
+def _describe_source(row, own, seed, bank):
     """Return the colour groups and the point source (None without) of one row."""
     values = row.iloc[0]
     discs, knots = (dict(zip(BANDS, f[0].tolist(), strict=True)) for f in band_fluxes(row, own))
     disc, clumps = source_kwargs(row, seed)
     groups = {"disc": _make_group(["SERSIC_ELLIPSE"], disc, discs)}
+    if values.get("source_mode", "bank") == "bank" and values.get("bank_index", -1) >= 0:
+        groups["disc"] = _make_group(["INTERPOL"], [bank_kwargs(values, bank)], discs)
+        groups["disc"]["bank_index"] = int(values["bank_index"])
     if clumps:
         groups["clumps"] = _make_group(["GAUSSIAN"] * len(clumps), clumps, knots)
     if values.get("source_mode", "") != "point":
@@ -138,7 +177,7 @@ def _make_group(models, kwargs, flux):
     return {"light_model_list": models, "profile_kwargs_list": cores, "kwargs_light": kwargs, "flux": flux}
 
 
-def to_lenstronomy(row, host, seed, psf_mode="moffat", psf_supersampling=1, psf_size=63):
+def to_lenstronomy(row, host, seed, psf_mode="moffat", psf_supersampling=1, psf_size=63, bank=None):
     """Convert a row to lenstronomy's keyword arguments.
 
     Parameters
@@ -153,6 +192,8 @@ def to_lenstronomy(row, host, seed, psf_mode="moffat", psf_supersampling=1, psf_
         See `inject.moffat_radii`.
     psf_supersampling, psf_size : int
         Samples per pixel and (odd) width [pixel] of the PSF images.
+    bank : lensaudit.lensing.sources.ImageBank, optional
+        Of rows with a bank_index.
 
     Returns
     -------
@@ -168,7 +209,7 @@ def to_lenstronomy(row, host, seed, psf_mode="moffat", psf_supersampling=1, psf_
     UserError
         For a source with a gradient, which no lenstronomy profile has.
     """
-    out = describe_row(row, host, seed, psf_mode)
+    out = describe_row(row, host, seed, psf_mode, bank)
     amplitude, _, _ = out.pop("gradient")
     if amplitude:
         raise UserError(
@@ -184,7 +225,7 @@ def to_lenstronomy(row, host, seed, psf_mode="moffat", psf_supersampling=1, psf_
     return out
 
 
-def from_lenstronomy(description, host):
+def from_lenstronomy(description, host, bank=None):
     """Convert `to_lenstronomy`'s dictionary back to a row of an injection table.
 
     Parameters
@@ -194,6 +235,8 @@ def from_lenstronomy(description, host):
         psf, injection_id, seed, host_index.
     host : pandas.DataFrame
         Host table: fluxes are extincted, magnitudes are not.
+    bank : lensaudit.lensing.sources.ImageBank, optional
+        Of a disc that is an image; its group names the ``bank_index``.
 
     Returns
     -------
@@ -212,9 +255,7 @@ def from_lenstronomy(description, host):
         row |= _read_mass(name, kwargs, who)
     row = {"gamma1": 0.0, "gamma2": 0.0} | row
     groups, point = description["groups"], description.get("point")
-    if groups["disc"]["light_model_list"] != ["SERSIC_ELLIPSE"]:
-        raise UserError(f"{who}: the disc is {groups['disc']['light_model_list']}; a row holds one SERSIC_ELLIPSE")
-    row |= _read_sersic(groups["disc"]["kwargs_light"][0])
+    row |= _read_disc(groups["disc"], bank, who)
     flux = {b: sum(g["flux"][b] for g in groups.values()) + (point["flux"][b] if point else 0.0) for b in BANDS}
     own = host.set_index("host_index").loc[row["host_index"]]
     for band in BANDS:
@@ -256,13 +297,29 @@ def _read_mass(name, kwargs, who):
     )
 
 
-def _read_sersic(kwargs):
-    """Return the source columns of a SERSIC_ELLIPSE."""
-    n = kwargs["n_sersic"]
-    phi, q = ellipticity2phi_q(kwargs["e1"], kwargs["e2"])
-    radius = kwargs["R_sersic"] * (sersic_b(n) / SersicUtil().b_n(n)) ** n
-    return {"source_x": kwargs["center_x"], "source_y": kwargs["center_y"], "source_R": float(radius), "source_n": n,
-            "source_q": float(q), "source_phi": float(phi)}  # fmt: skip
+def _read_disc(group, bank, who):
+    """Return the source columns of a group that is one SERSIC_ELLIPSE, or one INTERPOL that is an image of the bank."""
+    models, kwargs = group["light_model_list"], group["kwargs_light"][0]
+    if models == ["SERSIC_ELLIPSE"]:
+        n = kwargs["n_sersic"]
+        phi, q = ellipticity2phi_q(kwargs["e1"], kwargs["e2"])
+        radius = kwargs["R_sersic"] * (sersic_b(n) / SersicUtil().b_n(n)) ** n
+        return {"source_x": kwargs["center_x"], "source_y": kwargs["center_y"], "source_R": float(radius),
+                "source_n": n, "source_q": float(q), "source_phi": float(phi)}  # fmt: skip
+    if models != ["INTERPOL"] or "bank_index" not in group:
+        raise UserError(f"{who}: the disc is {models}; a row holds one SERSIC_ELLIPSE or an image of the bank")
+    images = getattr(bank, "images", bank)
+    row = {"source_mode": "bank", "bank_index": group["bank_index"], "source_x": 0.0, "source_y": 0.0, "source_R": 1.0,
+           "source_phi": kwargs["phi_G"], "source_n": 1.0, "source_q": 1.0}  # fmt: skip
+    unit = bank_kwargs(row | {"injection_id": who}, images)
+    row["source_R"] = kwargs["scale"] / unit["scale"]
+    if kwargs["image"].shape != unit["image"].shape or not np.allclose(
+        kwargs["image"] * row["source_R"] ** 2, unit["image"], atol=1e-6 * unit["image"].max()
+    ):
+        raise UserError(f"{who}: its image is not number {group['bank_index']} of the bank; give the bank it came from")
+    for name in ("x", "y"):
+        row[f"source_{name}"] = kwargs[f"center_{name}"] - row["source_R"] * unit[f"center_{name}"]
+    return row
 
 
 def evaluate_psf(dx, dy, psf, band):

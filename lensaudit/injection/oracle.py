@@ -55,6 +55,10 @@ def find_scales(description):
     out = []
     for group in description["groups"].values():
         for kwargs in group["kwargs_light"]:
+            if "image" in kwargs:
+                side = kwargs["scale"]
+                out.append((kwargs["center_x"], kwargs["center_y"], 0.7 * side * len(kwargs["image"]), 16.0 * side))
+                continue
             if "sigma" in kwargs:
                 scale = kwargs["sigma"]
             else:
@@ -191,7 +195,7 @@ def convolve_samples(x, y, flux, size, psf, band, psf_image=None):
 
 
 def render_rows(table, hosts, config, seed, bands=BANDS, psf_mode="moffat", psf_images=None, dtype=np.float32,
-                size=RENDER_SIZE, tolerance=1e-6, depth=9, **_):  # fmt: skip
+                size=RENDER_SIZE, bank=None, tolerance=1e-6, depth=9, **_):  # fmt: skip
     """Render the noiseless arcs of a table with lenstronomy, row by row, as `inject.render_table` does.
 
     Parameters
@@ -200,6 +204,8 @@ def render_rows(table, hosts, config, seed, bands=BANDS, psf_mode="moffat", psf_
         As `inject.render_table`; `config` and further keywords of the engine (sampling, batch) are not used.
     dtype : type
         float64 for anything that reads like it, else float32.
+    bank : lensaudit.lensing.sources.ImageBank, optional
+        Of rows with a bank_index.
     tolerance, depth
         See `collect_samples`.
 
@@ -211,7 +217,7 @@ def render_rows(table, hosts, config, seed, bands=BANDS, psf_mode="moffat", psf_
     kind = np.float64 if "float64" in str(dtype) else np.float32
     images, total = np.zeros((len(table), len(bands), size, size), kind), np.zeros((len(table), len(bands)))
     for row in range(len(table)):
-        description = describe_row(table.iloc[row : row + 1], hosts, seed, psf_mode)
+        description = describe_row(table.iloc[row : row + 1], hosts, seed, psf_mode, bank)
         x, y, light = collect_samples(description, size, tolerance, depth)
         for k, band in enumerate(bands):
             flux = np.array([g["flux"][band] for g in description["groups"].values()]) @ light
