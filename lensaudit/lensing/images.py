@@ -4,7 +4,7 @@
 for all. Which images are meant is the same: see `find_images`.
 """
 
-from math import cos, sin, sqrt
+from math import cos, exp, log, sin, sqrt
 
 import numpy as np
 
@@ -42,7 +42,7 @@ def magnify_images(source_x, source_y, packed, n_angles=180):
     source_x, source_y : ndarray of float64, shape (N,)
         Source position [arcsec].
     packed : ndarray of shape (N, 14)
-        From `mass.pack_lens`. The slope is taken as 2 and a subhalo is left out; `find_images` takes all.
+        From `mass.pack_lens`. A subhalo is left out; `find_images` takes all.
     n_angles : int
         Angles scanned, even; see `mass.magnify_images`.
 
@@ -58,7 +58,7 @@ def magnify_images(source_x, source_y, packed, n_angles=180):
     """
     half, mu = n_angles // 2, np.zeros((source_x.size, N_MAGNIFICATIONS))
     ex, ey = _place_angles(n_angles)
-    work, series = np.zeros((7, n_angles + 1)), np.empty((6, half))
+    work, series, branches = np.zeros((9, n_angles + 1)), np.empty((6, half)), np.empty((4, n_angles))
     cross, ux, uy, ax, ay, mx, my = work[0], work[1], work[2], work[3], work[4], work[5], work[6]
     for i in range(source_x.size):
         bx, by, g1, g2 = source_x[i], source_y[i], packed[i, GAMMA1], packed[i, GAMMA2]
@@ -66,8 +66,11 @@ def magnify_images(source_x, source_y, packed, n_angles=180):
         _scan_ellipsoid(half, ex, ey, packed[i], c, ax, ay, series)
         if c[12] != 0.0 or c[13] != 0.0:
             for j in range(half):
-                dx, dy = deflect_multipoles(ex[j], ey[j], 0.0, 0.0, c[12], c[13])
-                ax[j], ay[j] = ax[j] + dx, ay[j] + dy
+                work[7, j], work[8, j] = deflect_multipoles(ex[j], ey[j], 0.0, 0.0, c[12], c[13])
+                if c[7] == 1.0:
+                    ax[j], ay[j] = ax[j] + work[7, j], ay[j] + work[8, j]
+        else:
+            work[7:] = 0.0
         for j in range(half):
             mx[j], my[j] = bx, by
         if c[10] != 0.0 or c[11] != 0.0:
@@ -76,6 +79,10 @@ def magnify_images(source_x, source_y, packed, n_angles=180):
                 mx[j], my[j] = bx + dx, by + dy
         for j in range(half):
             ux[j], uy[j] = ex[j] * (1.0 - g1) - g2 * ey[j], ey[j] * (1.0 + g1) - g2 * ex[j]
+        if c[7] != 1.0:
+            _magnify_power(half, ex, ey, c, work, branches, mu[i])
+            continue
+        for j in range(half):
             cross[j] = ux[j] * (my[j] + ay[j]) - uy[j] * (mx[j] + ax[j])
             cross[j + half] = uy[j] * (mx[j] - ax[j]) - ux[j] * (my[j] - ay[j])
         cross[n_angles] = cross[0]
@@ -108,8 +115,8 @@ def _place_angles(n_angles):
 
 @compile_scalar
 def _scan_ellipsoid(half, ex, ey, p, c, ax, ay, work):
-    """Fill `ax` and `ay` with the isothermal ellipsoid's deflection at unit vectors, by the series in Horner's form."""
-    q, f = p[Q], -(1.0 - p[Q]) / (1.0 + p[Q])
+    """Fill `ax` and `ay` with the ellipsoid's deflection at unit vectors, by the angular series in Horner's form."""
+    q, f, t = p[Q], -(1.0 - p[Q]) / (1.0 + p[Q]), c[7]
     terms, scale = int(count_terms(q)), 2.0 * c[9] / (1.0 + q)
     cosine, sine = c[0], c[1]
     er, ei, wr, wi, s, d = work[0], work[1], work[2], work[3], work[4], work[5]
@@ -117,17 +124,95 @@ def _scan_ellipsoid(half, ex, ey, p, c, ax, ay, work):
         u, v = q * (ex[j] * cosine + ey[j] * sine), ey[j] * cosine - ex[j] * sine
         inverse = 1.0 / sqrt(u * u + v * v)
         u, v = u * inverse, v * inverse
-        er[j], ei[j], wr[j], wi[j] = u, v, f * (u * u - v * v), 2.0 * f * u * v
-        s[j], d[j] = 1.0 / (2 * terms + 1), 0.0
-    for n in range(terms - 1, -1, -1):
-        last = 1.0 / (2 * n + 1)
+        er[j], ei[j], wr[j], wi[j], s[j], d[j] = u, v, f * (u * u - v * v), 2.0 * f * u * v, 1.0, 0.0
+        ax[j] = inverse
+    for n in range(terms, 0, -1):
+        weight = (2.0 * n - 2.0 + t) / (2.0 * n + 2.0 - t)
         for j in range(half):  # innermost, so that it is done for several angles at a time
-            real = s[j] * wr[j] - d[j] * wi[j] + last
-            d[j] = s[j] * wi[j] + d[j] * wr[j]
+            real = 1.0 + weight * (s[j] * wr[j] - d[j] * wi[j])
+            d[j] = weight * (s[j] * wi[j] + d[j] * wr[j])
             s[j] = real
+    if t != 1.0:
+        for j in range(half):
+            power = exp((t - 1.0) * log(c[9] * ax[j])) if c[9] > 0.0 else 0.0
+            er[j], ei[j] = power * er[j], power * ei[j]
     for j in range(half):
         along, across = scale * (s[j] * er[j] - d[j] * ei[j]), scale * (s[j] * ei[j] + d[j] * er[j])
         ax[j], ay[j] = along * cosine - across * sine, along * sine + across * cosine
+
+
+@compile_scalar
+def _magnify_power(half, ex, ey, c, work, branches, mu):
+    """Scan the angles for a power law: at each the radial equation gives r, the tangential one changes sign at images.
+
+    `work` holds per angle B e, the power law's deflection at e, source plus even and odd multipole, two rows each.
+
+    With s = 2 - slope the deflection is r^s a(t) + m(t): r W = P + r^s A along B e and N + r^s M = 0 across. There is
+    one r for s <= 0; for s > 0 two, an outer and an inner one, or none, and the inner one leads to the central maximum.
+    """
+    n, power, theta, found = 2 * half, 1.0 - c[7], max(c[9], 1e-6), 0
+    for j in range(n):
+        sign, h = (1.0, j) if j < half else (-1.0, j - half)
+        ux, uy, sx, sy = sign * work[1, h], sign * work[2, h], sign * work[3, h], sign * work[4, h]
+        mx, my = work[5, h] + sign * work[7, h], work[6, h] + sign * work[8, h]
+        along, across = ux * mx + uy * my, ux * my - uy * mx
+        pull, turn, w = ux * sx + uy * sy, ux * sy - uy * sx, ux * ux + uy * uy
+        bottom = exp(log(power * pull / w) / (1.0 - power)) if power > 0.0 and pull > 0.0 else 0.0
+        branches[:, j] = np.nan
+        if power > 0.0 and along < 0.0 and w * bottom - pull * exp(power * log(bottom)) > along:
+            continue
+        start = branches[0, j - 1] if j > 0 and branches[0, j - 1] > bottom else max(theta, 2.0 * bottom)
+        branches[0, j] = _solve_radius(start, 1e-5 * theta, w, pull, along, power)
+        branches[1, j] = across + turn * exp(power * log(branches[0, j]))
+        if power > 0.0 and along < 0.0:
+            start = exp(log(-along / pull) / power)
+            if start > 1e-5 * theta:
+                branches[2, j] = _solve_radius(start, 1e-5 * theta, w, pull, along, power)
+                branches[3, j] = across + turn * exp(power * log(branches[2, j]))
+    for j in range(n):
+        k = (j + 1) % n
+        x, y = _point(j, half, ex, ey)
+        x1, y1 = _point(k, half, ex, ey)
+        for kind in range(3):
+            if kind < 2:  # along a branch
+                r0, r1 = branches[2 * kind, j], branches[2 * kind, k]
+                g0, g1 = branches[2 * kind + 1, j], branches[2 * kind + 1, k]
+                px, py, qx, qy = x * r0, y * r0, x1 * r1, y1 * r1
+            else:  # around the end of both branches, where the angles that have them end
+                i = j if np.isnan(branches[0, k]) else k
+                if np.isnan(branches[0, j]) == np.isnan(branches[0, k]):
+                    continue
+                g0, g1, r0, r1 = branches[1, i], branches[3, i], branches[0, i], branches[2, i]
+                ox, oy = _point(i, half, ex, ey)
+                px, py, qx, qy = ox * r0, oy * r0, ox * r1, oy * r1
+            if not g0 * g1 <= 0.0 or (g0 != 0.0 and g1 == 0.0):
+                continue
+            share = g0 / (g0 - g1) if g0 != g1 else 1.0
+            fxx, fyy, fxy = differentiate_prepared(px + share * (qx - px), py + share * (qy - py), c)
+            det = (1.0 - fxx) * (1.0 - fyy) - fxy * fxy
+            if found < N_MAGNIFICATIONS and abs(det) * FAINTEST < 1.0 and not (det > 0.0 and fxx + fyy > 2.0):
+                mu[found] = 1.0 / max(abs(det), 1e-3)
+                found += 1
+
+
+@compile_scalar
+def _point(j, half, ex, ey):
+    return (ex[j], ey[j]) if j < half else (-ex[j - half], -ey[j - half])
+
+
+@compile_scalar
+def _solve_radius(r, least, w, pull, along, power):
+    """Return the root of w r = along + pull r^power that Newton's method reaches from `r`; NaN below `least`."""
+    for _ in range(40):
+        term = pull * exp(power * log(r))
+        new = r - (w * r - term - along) / (w - power * term / r)
+        new = new if new > 0.0 else 0.1 * r
+        if abs(new - r) < 1e-4 * r:  # what is left is the square of this
+            return new
+        r = new
+        if r < least:
+            return np.nan
+    return r
 
 
 @compile_scalar
