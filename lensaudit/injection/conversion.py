@@ -140,7 +140,9 @@ def describe_row(row, host, seed, psf_mode="moffat", bank=None):
         alpha = narrow_core(alpha, beta, BANDS)
     amplitude = 0.0 if "bank_index" in groups["disc"] else float(values.get("gradient", 0.0))
     shape = {"e1": float(values.get("psf_e1", 0.0)), "e2": float(values.get("psf_e2", 0.0)), "wings": wings}
+    shown = bool(values.get("inner_images", True))
     return {
+        "inner": None if shown else tuple(float(values[k]) for k in ("theta_E", "q", "phi")),
         "injection_id": int(values["injection_id"]), "seed": int(seed), "host_index": int(values["host_index"]),
         "lens_model_list": names, "kwargs_lens": kwargs_lens, "groups": groups, "point": point,
         "gradient": (amplitude, *(float(values[f"source_{c}"]) for c in ("R", "phi"))),
@@ -160,15 +162,17 @@ def _describe_source(row, own, seed, bank):
         groups["disc"]["bank_index"] = int(values["bank_index"])
     if clumps:
         groups["clumps"] = _make_group(["GAUSSIAN"] * len(clumps), clumps, knots)
-    if values.get("source_mode", "") != "point":
+    share = {b: float(values.get(f"quasar_fraction_{b}", 0.0)) for b in BANDS}
+    if not any(share.values()):
         return groups, None
     place = {"ra_source": float(values["source_x"]), "dec_source": float(values["source_y"]), "source_amp": 1.0}
     point = {"point_source_type_list": ["SOURCE_POSITION"], "kwargs_ps": [place], "flux": {}}
     for band in BANDS:
-        share, total = float(values.get(f"quasar_fraction_{band}", 0.0)), sum(g["flux"][band] for g in groups.values())
-        point["flux"][band] = share * total
+        total = float(photometry.mag_to_flux(values[f"mag_source_{band}"]) * own[f"mw_transmission_{band}"].iloc[0])
+        point["flux"][band] = share[band] * total
+        extended = sum(g["flux"][band] for g in groups.values())
         for group in groups.values():
-            group["flux"][band] *= 1.0 - share
+            group["flux"][band] *= (1.0 - share[band]) * total / max(extended, 1e-300)
     return groups, point
 
 
@@ -207,10 +211,12 @@ def to_lenstronomy(row, host, seed, psf_mode="moffat", psf_supersampling=1, psf_
     Raises
     ------
     UserError
-        For a source with a gradient, which no lenstronomy profile has.
+        For a source with a gradient or with suppressed inner images, which lenstronomy does not have.
     """
     out = describe_row(row, host, seed, psf_mode, bank)
     amplitude, _, _ = out.pop("gradient")
+    if out.pop("inner"):
+        raise UserError(f"injection {out['injection_id']}: lenstronomy shows inner images; set inner_images to True")
     if amplitude:
         raise UserError(
             f"injection {out['injection_id']}: gradient = {amplitude:g} has no lenstronomy profile; set it to 0"

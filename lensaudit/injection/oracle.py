@@ -108,6 +108,8 @@ def collect_samples(description, size, tolerance=1e-6, depth=9):
         sky[0] += 1e-9  # the very centre of a power law is 0/0 to lenstronomy
         bx, by = lens.ray_shooting(*sky, description["kwargs_lens"])
         light = shine(bx, by).reshape(len(weight), *px.shape) * share * (side * PIXEL_SCALE) ** 2
+        if description.get("inner"):
+            light = np.where(_find_inner(*sky, *description["inner"]).reshape(px.shape), 0.0, light)
         flux = np.tensordot(weight, light.sum(axis=2), 1)
         bx, by = bx.reshape(px.shape), by.reshape(px.shape)
         reach = 1.5 * np.sqrt(((bx - bx[:, 4:5]) ** 2 + (by - by[:, 4:5]) ** 2).max(axis=1))
@@ -131,6 +133,12 @@ def collect_samples(description, size, tolerance=1e-6, depth=9):
     return tuple(np.concatenate([d[k] for d in done], axis=-1) for k in range(3))
 
 
+def _find_inner(x, y, theta_E, q, phi):
+    """Return where positions [arcsec] are inside the ellipse of suppressed inner images."""
+    along, across = x * np.cos(phi) + y * np.sin(phi), y * np.cos(phi) - x * np.sin(phi)
+    return q * along**2 + across**2 / q < theta_E**2
+
+
 def find_point_images(description):
     """Return positions [pixel offset from the stamp's centre] and magnifications of the point source's images."""
     lens = LensModel(description["lens_model_list"])
@@ -139,7 +147,10 @@ def find_point_images(description):
     options = {"min_distance": 0.02, "search_window": 12.0, "num_iter_max": 200, "x_center": 0.0037, "y_center": 0.0021}
     solver = LensEquationSolver(lens)
     x, y = solver.image_position_from_source(point["ra_source"], point["dec_source"], kwargs, **options)
-    return x / PIXEL_SCALE, y / PIXEL_SCALE, np.abs(lens.magnification(x, y, kwargs))
+    mu = np.abs(lens.magnification(x, y, kwargs))
+    if description.get("inner"):
+        mu = np.where(_find_inner(x, y, *description["inner"]), 0.0, mu)
+    return x / PIXEL_SCALE, y / PIXEL_SCALE, mu
 
 
 def spread_samples(x, y, flux, length):

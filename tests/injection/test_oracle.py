@@ -177,8 +177,8 @@ def test_conversion_goes_both_ways(changes):
 def bank():
     """Two stamps of 31 pixels, lopsided so that a turn or a mirror shows."""
     v, u = np.indices((31, 31)) - 15.0
-    stamps = np.stack([np.exp(-0.5 * ((u - 2) ** 2 / 16 + v**2 / 6)) + 0.3 * np.exp(-0.5 * ((u + 4) ** 2 + (v - 3) ** 2) / 3),
-                       np.exp(-0.5 * (u**2 / 9 + v**2 / 9))])  # fmt: skip
+    knot = 0.3 * np.exp(-0.5 * ((u + 4) ** 2 + (v - 3) ** 2) / 3)
+    stamps = np.stack([np.exp(-0.5 * ((u - 2) ** 2 / 16 + v**2 / 6)) + knot, np.exp(-0.5 * (u**2 + v**2) / 9)])
     stamps /= stamps.sum((1, 2), keepdims=True)
     centre = np.stack([(stamps * (g + 15.0)).sum((1, 2)) for g in (u, v)], axis=1)
     return make_image_bank(stamps, centre, np.array([4.0, 3.0]))
@@ -248,9 +248,10 @@ def test_subhalo_is_a_truncated_isothermal_sphere():
 
 
 def test_what_has_no_words_is_refused():
-    row, host = make_row(gradient=0.3)
-    with pytest.raises(UserError, match="injection 7: gradient"):
-        oracle.to_lenstronomy(row, host, 5)
+    for changes, message in (({"gradient": 0.3}, "injection 7: gradient"), ({"inner_images": False}, "inner_images")):
+        row, host = make_row(**changes)
+        with pytest.raises(UserError, match=message):
+            oracle.to_lenstronomy(row, host, 5)
     row, host = make_row(n_clumps=3, clump_fraction=0.3)
     for spoil, message in (
         (lambda d: d["kwargs_lens"][0].update(center_x=0.1), "off centre"),
@@ -272,11 +273,21 @@ def test_either_renderer_takes_the_same_call():
 
 @pytest.mark.parametrize("changes", [
     {"source_x": 0.5}, {"n_clumps": 6, "clump_fraction": 0.4}, {"source_R": 0.05, "source_n": 2.0, "psf_beta": 2.5},
-    {"theta_E": 0.0, "gamma1": 0.0, "gamma2": 0.0}, {"source_R": 0.02},
+    {"theta_E": 0.0, "gamma1": 0.0, "gamma2": 0.0}, {"source_R": 0.02}, {"gradient": 0.6}, FULL | {"psf_wings": False},
+    {"psf_wings": True, "psf_e1": 0.05, "psf_e2": 0.02},
+    {"quasar_fraction_g": 0.3, "quasar_fraction_r": 0.4, "quasar_fraction_z": 0.5}, {"inner_images": False, "source_x": 0.6, "source_R": 0.08},
 ])  # fmt: skip
 def test_engine_is_the_oracle(changes):
     row, host = make_row(**changes)
     theirs, flux = render(row, host, bands=BANDS, size=65)
     ours, total = inject.render_table(row, host, CONFIG, 5)
+    assert np.abs(ours[0] - theirs).max() < 2e-3 * theirs.max()
+    assert np.abs(total[0] / flux - 1).max() < 5e-4
+
+
+def test_engine_is_the_oracle_for_bank_images(bank):
+    row, host = make_row(**BANKED)
+    theirs, flux = render(row, host, bands=BANDS, size=65, bank=bank)
+    ours, total = inject.render_table(row, host, CONFIG, 5, bank=bank)
     assert np.abs(ours[0] - theirs).max() < 2e-3 * theirs.max()
     assert np.abs(total[0] / flux - 1).max() < 5e-4
