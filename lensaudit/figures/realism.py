@@ -136,7 +136,7 @@ def plot_estimators(validation, simulated=True):
     Parameters
     ----------
     validation : pandas.DataFrame
-        From `realism.validate_populations`.
+        From `estimators.validate_populations`.
     simulated : bool
     """
     fig, axes = new_figure("text", 2.6, 1, 2, sharey=True)
