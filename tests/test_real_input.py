@@ -14,7 +14,7 @@ from lensaudit.catalogs.lenses import group_systems
 from lensaudit.config import load_config
 from lensaudit.constants import PIXEL_SCALE
 from lensaudit.figures import real as figures
-from lensaudit.injection.inject import gains
+from lensaudit.injection.noise import list_gains
 from lensaudit.pixels.formats import Stamp
 from lensaudit.real_input import injections, overview, stamps, tables
 
@@ -113,7 +113,7 @@ def test_injection_adds_the_arc_and_nothing_far_from_it(tmp_path, monkeypatch):
     np.testing.assert_array_equal(before, crop_box(images[[1, 1]]))
     # What is added is the arc's flux within its photon noise, at the gain of the host's assumed exposure.
     flux = arcs.sum(axis=(2, 3), dtype=float)
-    photon_noise = np.sqrt(flux / gains(injections.make_real_hosts(table)))
+    photon_noise = np.sqrt(flux / list_gains(injections.make_real_hosts(table)))
     pull = ((after - before).sum(axis=(2, 3), dtype=float) - flux) / photon_noise
     assert np.abs(pull).max() < 4 and np.abs(pull).min() > 0
     flux = 10 ** (-0.4 * (injected["mag_lensed_r"] - 22.5))

@@ -5,7 +5,6 @@ through the coadd's resampling kernel, and nothing else. Every injection is a pu
 """
 
 import contextlib
-import functools
 
 import numpy as np
 import pandas as pd
@@ -14,9 +13,10 @@ import torch
 from lensaudit import photometry, rng
 from lensaudit.artifacts import UserError
 from lensaudit.constants import BANDS, PIXEL_SCALE, RENDER_SIZE
-from lensaudit.lensing.mass import PACK
-from lensaudit.lensing.psf import check_kernel, moffat_alpha, transfer_image
-from lensaudit.lensing.render import choose_period, make_transfer, render_arcs
+from lensaudit.injection.noise import draw_noise, list_gains
+from lensaudit.lensing.mass import PACK, pack_lens
+from lensaudit.lensing.psf import check_kernel, moffat_alpha, narrow_core, transfer_image, transfer_psf
+from lensaudit.lensing.render import choose_period, list_frequencies, make_transfer, render_arcs
 from lensaudit.lensing.sources import make_components, place_clumps
 
 MAX_CLUMPS = 6
@@ -30,6 +30,10 @@ PARAMETERS = (
 LIMITS = {
     "theta_E": (0.0, 10.0), "q": (0.05, 1.0), "gamma1": (-0.5, 0.5), "gamma2": (-0.5, 0.5), "source_R": (1e-3, 10.0),
     "source_n": (0.3, 8.0), "source_q": (0.05, 1.0), "n_clumps": (0, MAX_CLUMPS), "psf_beta": (1.1, 100.0),
+    "slope": (1.2, 2.8), "a3": (-0.3, 0.3), "a4": (-0.3, 0.3), "phi3": (-100.0, 100.0), "phi4": (-100.0, 100.0),
+    "subhalo_theta_E": (0.0, 1.0), "subhalo_x": (-9.0, 9.0), "subhalo_y": (-9.0, 9.0), "subhalo_r_cut": (1e-3, 10.0),
+    "gradient": (-0.999, 0.999), "psf_e1": (-0.5, 0.5), "psf_e2": (-0.5, 0.5), "quasar_fraction_g": (0.0, 1.0),
+    "quasar_fraction_r": (0.0, 1.0), "quasar_fraction_z": (0.0, 1.0), "bank_index": (-1.0, np.inf),
     "source_x": (-9.0, 9.0), "source_y": (-9.0, 9.0), "phi": (-100.0, 100.0), "source_phi": (-100.0, 100.0),
 }  # fmt: skip
 
@@ -46,7 +50,7 @@ def check_table(table, hosts):
     if missing:
         raise UserError(f"injection table lacks column(s) {', '.join(missing)}")
     ids = table["injection_id"].to_numpy()
-    for name in PARAMETERS:
+    for name in (*PARAMETERS, *(c for c in LIMITS if c in table and c not in PARAMETERS)):
         values = table[name].to_numpy(dtype=np.float64)
         low, high = LIMITS.get(name, (-10.0, np.inf))
         bad = ~((values >= low) & (values <= high))
@@ -80,13 +84,25 @@ def band_fluxes(table, own):
     Notes
     -----
     The source's total magnitude is kept in every band; clumps are `CLUMP_COLOUR` bluer than the whole in g-r and r-z.
+    The share ``quasar_fraction_<band>`` is in neither: `point_fluxes` has it.
     """
     total = np.stack([photometry.mag_to_flux(table[f"mag_source_{b}"]) * own[f"mw_transmission_{b}"] for b in BANDS], 1)
+    total = total - point_fluxes(table, own)
     share = table["clump_fraction"] if "clump_fraction" in table else pd.Series(CLUMP_FRACTION, index=table.index)
     share = np.where(table["n_clumps"] > 0, share, 0.0)
     tilt = 10.0 ** (0.4 * CLUMP_COLOUR * np.array([1.0, 0.0, -1.0]))
     clumps = total * np.minimum(share[:, None] * tilt, 0.95)
     return total - clumps, clumps
+
+
+def point_fluxes(table, own):
+    """Return the extincted unlensed flux [nMgy] of each source's point source per band, shape (N, 3)."""
+    out = np.zeros((len(table), len(BANDS)))
+    for k, band in enumerate(BANDS):
+        if f"quasar_fraction_{band}" in table:
+            total = photometry.mag_to_flux(table[f"mag_source_{band}"]) * own[f"mw_transmission_{band}"]
+            out[:, k] = table[f"quasar_fraction_{band}"] * total
+    return out
 
 
 def moffat_radii(table, own, bands=BANDS, psf_mode="moffat"):
@@ -106,76 +122,14 @@ def moffat_radii(table, own, bands=BANDS, psf_mode="moffat"):
     return moffat_alpha(photometry.psfsize_to_fwhm(psfsize, beta[:, None]), beta[:, None]) / PIXEL_SCALE, beta
 
 
-def gains(own, gain_override=None):
-    """Return the coadd gain [e-/nMgy] per row and band, shape (N, 3).
-
-    Notes
-    -----
-    From columns ``exptime_<band>`` [s] when the host table has them, else from depth and seeing
-    (`photometry.estimate_exptime`).
-    """
-    if gain_override is not None:
-        return np.full((len(own), len(BANDS)), float(gain_override))
-    out = []
-    for band in BANDS:
-        if f"exptime_{band}" in own:
-            exptime = own[f"exptime_{band}"].to_numpy(dtype=np.float64)
-        else:
-            nobs = own[f"nobs_{band}"].to_numpy(dtype=np.float64)
-            exptime = photometry.estimate_exptime(own[f"psfdepth_{band}"], own[f"psfsize_{band}"], nobs, band)
-        out.append(photometry.gain_of(exptime, band))
-    return np.stack(out, 1)
-
-
-@functools.cache
-def resampling_matrix(size=RENDER_SIZE, reach=6):
-    """Return the matrix that gives white noise along one axis the coadd's correlation, float32.
-
-    Notes
-    -----
-    A coadd averages Lanczos-3 resamplings at all sub-pixel shifts; its power is p(k) = <|sum_i L(i - d) e^(-iki)|^2>_d
-    with the kernel normalised at every shift. The zero-phase filter with |H|^2 = p has per-pixel variance x 0.80 and
-    rho(1,0) = 0.11, rho(2,0) = -0.076 in two dimensions (FACTS 1).
-    """
-    shift = (np.arange(512) + 0.5) / 512 - 0.5
-    taps = np.arange(-3, 4)[None] - shift[:, None]
-    kernel = np.where(np.abs(taps) < 3, np.sinc(taps) * np.sinc(taps / 3.0), 0.0)
-    kernel /= kernel.sum(axis=1, keepdims=True)
-    power = (np.abs(np.fft.rfft(kernel, n=256, axis=1)) ** 2).mean(axis=0)
-    filter_taps = np.fft.irfft(np.sqrt(power))
-    offset = np.arange(size)[:, None] - np.arange(size)[None, :]
-    return np.where(np.abs(offset) <= reach, filter_taps[offset % 256], 0.0).astype(np.float32)
-
-
-def draw_noise(ids, sigma, seed, name="injection/noise"):
-    """Draw coadd-like noise of a given white-equivalent sigma map.
-
-    Parameters
-    ----------
-    ids : array_like of int, length N
-    sigma : ndarray of shape (N, 3, S, S)
-        White-equivalent standard deviation per pixel [nMgy].
-    seed : int
+def prepare(table, own, seed, bands=BANDS, dtype=torch.float32, device="cpu", bank=None):
+    """Turn rows into what `lensing.render.render_arcs` takes.
 
     Returns
     -------
-    ndarray of shape (N, 3, S, S), float32
-    """
-    matrix = resampling_matrix(sigma.shape[-1])
-    out = np.empty(sigma.shape, dtype=np.float32)
-    for row, number in enumerate(ids):
-        white = rng.make_stream(seed, name, int(number)).standard_normal(sigma.shape[1:], dtype=np.float32)
-        out[row] = matrix @ (white * sigma[row].astype(np.float32)) @ matrix.T
-    return out
-
-
-def prepare(table, own, seed, bands=BANDS, dtype=torch.float32, device="cpu"):
-    """Turn rows into the tensors `lensing.render` takes.
-
-    Returns
-    -------
-    (dict, dict, tuple)
-        Lens parameters, components, and the fluxes of discs and clumps with the clumpy stamps.
+    (dict, dict, tuple, dict)
+        Lens parameters, components, the fluxes of discs and clumps with the clumpy stamps, and the keywords inner,
+        bank and points as far as the rows need them.
     """
     lens = {k: table[k].to_numpy(dtype=np.float64) for k in PACK if k in table}
     n_clumps = table["n_clumps"].to_numpy()
@@ -186,11 +140,52 @@ def prepare(table, own, seed, bands=BANDS, dtype=torch.float32, device="cpu"):
     uniforms[clumpy] = rng.draw_uniforms(seed, "injection/clumps", ids, 4 * MAX_CLUMPS)
     clumps = place_clumps(uniforms, *shape, n_clumps, MAX_CLUMPS)
     x, y, n = (table[k].to_numpy(dtype=np.float64) for k in ("source_x", "source_y", "source_n"))
-    components, owner = make_components(x, y, shape[0], n, shape[1], shape[2], clumps, torch.float64)
+    optional = {k: table[k].to_numpy() for k in ("gradient", "bank_index") if k in table}
+    components, owner = make_components(x, y, shape[0], n, shape[1], shape[2], clumps, torch.float64, bank=bank,
+                                        **optional)  # fmt: skip
     picked = [BANDS.index(b) for b in bands]
     discs, knots = (f[:, picked] for f in band_fluxes(table, own))
     discs, knots = (torch.as_tensor(f, dtype=dtype, device=device) for f in (discs, knots[owner]))
-    return lens, components, (discs, knots, torch.as_tensor(owner, device=device))
+    extras = {"bank": bank} if "bank_index" in optional else {}
+    if "inner_images" in table and not table["inner_images"].all():
+        extras["inner"] = table["inner_images"].to_numpy(dtype=bool)
+    points = point_fluxes(table, own)[:, picked]
+    if points.any():
+        from lensaudit.lensing.images import find_images  # compiled, for point sources only
+
+        images = find_images(x, y, pack_lens(lens))
+        hidden = np.isnan(images[..., 2]) | ~points.any(axis=1)[:, None]
+        if "inner" in extras:
+            q, phi = lens["q"][:, None], lens["phi"][:, None]
+            along = images[..., 0] * np.cos(phi) + images[..., 1] * np.sin(phi)
+            across = images[..., 1] * np.cos(phi) - images[..., 0] * np.sin(phi)
+            inside = q * along**2 + across**2 / q < lens["theta_E"][:, None] ** 2
+            hidden |= inside & ~extras["inner"][:, None]
+        images = np.where(hidden[..., None], 0.0, images)
+        extras["points"] = tuple(torch.as_tensor(v, dtype=dtype, device=device) for v in (*images.transpose(2, 0, 1),
+                                                                                      points))  # fmt: skip
+    return lens, components, (discs, knots, torch.as_tensor(owner, device=device)), extras
+
+
+def make_transfers(table, own, bands, psf_mode, period, dtype=torch.float32, device="cpu"):
+    """Return the transfer functions of the rows' analytic PSFs: Moffats, elliptical or with outer wings where asked.
+
+    Notes
+    -----
+    ``psf_e1``, ``psf_e2``: ellipticity, see `lensing.psf.stretch_frequencies`. ``psf_wings``: the survey's outer wings;
+    the core is narrowed so that psfsize stays what it is.
+    """
+    alpha, beta = moffat_radii(table, own, bands, psf_mode)
+    wings = table["psf_wings"].to_numpy(dtype=bool) if "psf_wings" in table else None
+    if wings is not None and wings.any():
+        alpha[wings] = narrow_core(alpha[wings], beta[wings], bands)
+    radii = torch.as_tensor(alpha, dtype=dtype, device=device)
+    names = [k for k in ("psf_e1", "psf_e2") if k in table]
+    shape = [torch.as_tensor(table[k].to_numpy(), dtype=dtype, device=device) for k in names]
+    if wings is None and not shape:
+        return make_transfer(radii, beta, period, dtype, device)
+    rows, columns = (f.to(radii) for f in list_frequencies(period))
+    return transfer_psf(columns, rows, radii, beta, *(shape or (None, None)), wings, bands)
 
 
 @contextlib.contextmanager
@@ -216,7 +211,7 @@ def pick_device(name="auto"):
 
 
 def render_table(table, hosts, config, seed, bands=BANDS, psf_mode="moffat", psf_images=None, panel_width=None,
-                 dtype=torch.float32, batch_size=None, size=RENDER_SIZE):  # fmt: skip
+                 dtype=torch.float32, batch_size=None, size=RENDER_SIZE, bank=None):  # fmt: skip
     """Render the noiseless arcs of a table.
 
     Parameters
@@ -235,6 +230,8 @@ def render_table(table, hosts, config, seed, bands=BANDS, psf_mode="moffat", psf
         PSF images on native pixels, in place of the Moffats.
     panel_width : float, optional
         In place of the configuration's. See `lensing.sample.sample_maps`; larger is coarser and faster.
+    bank : lensing.sources.ImageBank, optional
+        Needed when the table has ``bank_index``.
 
     Returns
     -------
@@ -249,18 +246,17 @@ def render_table(table, hosts, config, seed, bands=BANDS, psf_mode="moffat", psf
     flux = np.zeros((len(table), len(bands)))
     if psf_images is not None:
         psf_images = check_kernel(psf_images, size)
-    alpha, beta = moffat_radii(table, own, bands, psf_mode)
     for start in range(0, len(table), step):
         part = slice(start, min(start + step, len(table)))
         with single_thread():
-            lens, components, weights = prepare(table.iloc[part], own.iloc[part], seed, bands, dtype, device)
+            rows, hosts_of = table.iloc[part], own.iloc[part]
+            lens, components, weights, extras = prepare(rows, hosts_of, seed, bands, dtype, device, bank)
             if psf_images is not None:
                 given = torch.complex64 if dtype == torch.float32 else torch.complex128
                 transfer = transfer_image(psf_images[part], period).to(device, given)
             else:
-                radii = torch.as_tensor(alpha[part], dtype=dtype, device=device)
-                transfer = make_transfer(radii, beta[part], period, dtype, device)
-            arcs, total = render_arcs(lens, components, weights, transfer, size, panel_width)
+                transfer = make_transfers(rows, hosts_of, bands, psf_mode, period, dtype, device)
+            arcs, total = render_arcs(lens, components, weights, transfer, size, panel_width, **extras)
         images[part], flux[part] = arcs.cpu().numpy(), total.cpu().numpy()
     return images, flux
 
@@ -312,7 +308,7 @@ def inject(table, hosts, images, config, seed, gain_override=None, psf_mode="mof
     if len(bright):
         given = None if psf_images is None else np.asarray(psf_images)[bright]
         arcs[bright], _ = render_table(table.iloc[bright], hosts, config, seed, psf_mode=psf_mode, psf_images=given)
-    gain = gains(own, gain_override)
+    gain = list_gains(own, gain_override)
     ids = table["injection_id"].to_numpy()
     for row in bright:
         out[row] += arcs[row]
@@ -349,7 +345,8 @@ def measure_injections(table, hosts, config, seed):
     Magnifications of g and z are taken from r: colour gradients move them by less than 0.05 mag.
     """
     own = host_rows(table, hosts)
-    images, flux = render_table(table, hosts, config, seed, bands=("r",), panel_width=1.5 * config.injection.panel_width)
+    coarse = 1.5 * config.injection.panel_width
+    images, flux = render_table(table, hosts, config, seed, bands=("r",), panel_width=coarse)
     unlensed = photometry.mag_to_flux(table["mag_source_r"]) * own["mw_transmission_r"].to_numpy()
     mu = flux[:, 0] / np.maximum(unlensed, 1e-30)
     sigma = photometry.depth_to_sigma(own["psfdepth_r"], own["psfsize_r"])

@@ -6,7 +6,7 @@ import numba
 import numpy as np
 
 from lensaudit.lensing.compiled import deflect_prepared, prepare_lens
-from lensaudit.lensing.compiled_sources import evaluate_profile
+from lensaudit.lensing.compiled_sources import evaluate_profile, evaluate_stamp
 from lensaudit.lensing.quadrature import CELL, NODES, WEIGHTS
 
 JIT = {"nogil": True, "cache": True, "error_model": "numpy"}
@@ -33,6 +33,8 @@ def measure_panel(bx, by, side, c, panel_width):
     dx, dy = bx - c[0], by - c[1]
     rho = math.sqrt(max((c[2] * dx + 2.0 * c[3] * dy) * dx + c[4] * dy * dy, 0.0))
     step = side / c[12]
+    if c[15] >= 0.0:  # an image: its pixels are the scale
+        return side * math.hypot(c[16], c[17]) / panel_width if rho * c[12] - 0.75 * side < c[14] else -1.0
     distance = max(rho - 0.75 * step, 0.0)
     if distance > c[11]:
         return -1.0
@@ -62,7 +64,7 @@ def fill_spline(t, weights):
 
 
 @numba.njit(**JIT)
-def sample_stamp(p, components, planes, size, depth, panel_width, out):
+def sample_stamp(p, components, planes, inner, coefficients, size, depth, panel_width, out):
     """Add the light of one stamp to its maps; arguments as `sample_stamps`, one stamp's rows."""
     lens = prepare_lens(p)
     n_components, grid, half = len(components), out.shape[1], size - 0.5
@@ -135,10 +137,18 @@ def sample_stamp(p, components, planes, size, depth, panel_width, out):
                         x = x_cell + (u + NODES[order, b] * width) * CELL
                         ax, ay = deflect_prepared(x, y, lens)
                         light[0, a, b], light[1, a, b] = 0.0, 0.0
+                        if not inner:
+                            along, across = x * cos + y * sin, y * cos - x * sin
+                            if p[1] * along * along + across * across / p[1] < p[0] * p[0]:
+                                continue
                         for k in range(n_components):
                             if mask >> k & 1:
                                 c = components[k]
-                                value = evaluate_profile(x - ax - c[0], y - ay - c[1], c)
+                                dx, dy = x - ax - c[0], y - ay - c[1]
+                                if c[15] >= 0.0:
+                                    value = evaluate_stamp(dx, dy, c[7], c[15:20], coefficients)
+                                else:
+                                    value = evaluate_profile(dx, dy, c)
                                 light[planes[k], a, b] += value * share * WEIGHTS[order, a] * WEIGHTS[order, b]
                                 present |= 1 << planes[k]
                 touched |= present
@@ -159,14 +169,14 @@ def sample_stamp(p, components, planes, size, depth, panel_width, out):
 
 
 @numba.njit(**JIT)
-def sample_stamps(lenses, components, start, planes, second, size, depth, panel_width, out):
+def sample_stamps(lenses, components, start, planes, second, inner, coefficients, size, depth, panel_width, out):
     """Fill the maps of a batch; see `sample.sample_maps`.
 
     Parameters
     ----------
     lenses : ndarray of shape (N, 14)
         Packed lens parameters.
-    components : ndarray of shape (M, 15)
+    components : ndarray of shape (M, 20)
         Of `sample.pack_batch`, ordered by stamp; at most 60 of one stamp.
     start : ndarray of shape (N + 1,), int64
         First row of `components` of each stamp.
@@ -174,6 +184,10 @@ def sample_stamps(lenses, components, start, planes, second, size, depth, panel_
         0 or 1: colour group of each component.
     second : ndarray of shape (N,), int64
         Map of each stamp's second colour group, -1 where there is none.
+    inner : ndarray of shape (N,), bool
+        Where False, nothing is added inside the ellipse that is the critical curve without shear.
+    coefficients : ndarray of shape (K, S, S)
+        Of the images of galaxies among the components.
     size, depth : int
         Pixels of the stamp; most divisions of a cell.
     panel_width : float
@@ -185,7 +199,8 @@ def sample_stamps(lenses, components, start, planes, second, size, depth, panel_
         rows = slice(start[k], start[k + 1])
         n_planes = 2 if second[k] >= 0 else 1
         scratch[:n_planes] = 0.0
-        sample_stamp(lenses[k], components[rows], planes[rows], size, depth, panel_width, scratch[:n_planes])
+        sample_stamp(lenses[k], components[rows], planes[rows], inner[k], coefficients, size, depth, panel_width,
+                     scratch[:n_planes])  # fmt: skip
         out[k] = scratch[0]
         if n_planes == 2:
             out[second[k]] = scratch[1]

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from scipy.fft import next_fast_len
 
-from lensaudit.constants import RENDER_SIZE
+from lensaudit.constants import PIXEL_SCALE, RENDER_SIZE
 from lensaudit.lensing.psf import transfer_moffat
 from lensaudit.lensing.quadrature import CELL
 from lensaudit.lensing.sample import PANEL_WIDTH, sample_maps
+from lensaudit.lensing.sources import point_terms
 
 LENS = ("theta_E", "q", "phi", "gamma1", "gamma2")
 
@@ -27,6 +28,12 @@ def choose_period(size):
     What leaves the box on one side comes back on the other, 15 pixels or more beyond the edge.
     """
     return next_fast_len(size + 15, real=True)
+
+
+def list_frequencies(period):
+    """Return the angular frequencies [rad / pixel] of spectra: rows (2 period, FFT order) and columns (period)."""
+    rows = torch.fft.fftfreq(2 * period, 0.5, dtype=torch.float64) * (2.0 * np.pi)
+    return rows, torch.arange(period, dtype=torch.float64) * (2.0 * np.pi / period)
 
 
 def make_transfer(alpha, beta, period, dtype=torch.float32, device="cpu"):
@@ -109,7 +116,8 @@ def fold_spectrum(spectrum, size):
     return torch.fft.irfft2(native, s=(period, period))[..., :size, :size]
 
 
-def render_arcs(lens, components, weights, transfer, size=RENDER_SIZE, panel_width=PANEL_WIDTH):
+def render_arcs(lens, components, weights, transfer, size=RENDER_SIZE, panel_width=PANEL_WIDTH, inner=None, bank=None,
+                points=None):  # fmt: skip
     """Render a batch of lensed sources in all bands.
 
     Parameters
@@ -126,8 +134,11 @@ def render_arcs(lens, components, weights, transfer, size=RENDER_SIZE, panel_wid
         PSF transfer functions.
     size : int
         Odd number of pixels of the stamp, less than the period.
-    panel_width : float
+    panel_width, inner, bank
         See `sample.sample_maps`.
+    points : (Tensor of shape (N, I), Tensor of shape (N, I), Tensor of shape (N, I), Tensor of shape (N, bands))
+        Positions x, y [arcsec] and magnifications of the images of a point source (0 where there is none), and its
+        unlensed flux [nMgy].
 
     Returns
     -------
@@ -136,11 +147,17 @@ def render_arcs(lens, components, weights, transfer, size=RENDER_SIZE, panel_wid
     """
     first, second, owner = weights
     period = transfer.shape[-1]
-    maps = sample_maps(lens, components, size, period, panel_width, first.dtype, first.device)
+    maps = sample_maps(lens, components, size, period, panel_width, first.dtype, first.device, inner, bank)
     spectrum = transform_maps(maps, period)
     n = len(first)
     images = spectrum[:n, None] * first[:, :, None, None]
     images[owner] += spectrum[n:, None] * second[:, :, None, None]
+    if points is not None:
+        x, y, mu, point_flux = points
+        rows, columns = (f.to(x) for f in list_frequencies(period))
+        centre = 0.5 * (size - 1)
+        phases = point_terms(x / PIXEL_SCALE + centre, y / PIXEL_SCALE + centre, mu, rows, columns)
+        images = images + phases[:, None] * point_flux[:, :, None, None]
     # The zero frequency is the sum of the samples.
     flux = images[:, :, 0, 0].real.clone()
     return fold_spectrum(images * transfer, size), flux

@@ -10,10 +10,10 @@ keeps its place inside a cell, which plain sampling at any fixed number of sampl
 import numpy as np
 import torch
 
-from lensaudit.lensing.compiled_sources import pack_components
+from lensaudit.lensing.compiled_sources import pack_components, pack_placements
 from lensaudit.lensing.mass import DEFAULTS, PACK, pack_lens, shoot_rays
 from lensaudit.lensing.quadrature import CELL, DEPTH, NODES, WEIGHTS
-from lensaudit.lensing.sources import FIELDS, evaluate_sersic
+from lensaudit.lensing.sources import FIELDS, IMAGE_FIELDS, evaluate_image, evaluate_sersic
 
 try:
     from lensaudit.lensing import compiled_sample
@@ -24,7 +24,8 @@ PANELS = 2**18  # looked at together where torch does the work
 PANEL_WIDTH = 2.0  # panel width in units of the brightness's scale length where the source is brightest
 
 
-def sample_maps(lens, components, size, period, panel_width=PANEL_WIDTH, dtype=torch.float32, device="cpu"):
+def sample_maps(lens, components, size, period, panel_width=PANEL_WIDTH, dtype=torch.float32, device="cpu",
+                inner=None, bank=None):  # fmt: skip
     """Sample the lensed surface brightness of a batch.
 
     Parameters
@@ -42,6 +43,11 @@ def sample_maps(lens, components, size, period, panel_width=PANEL_WIDTH, dtype=t
         Panels are this many scale lengths wide where the source is brightest; smaller is finer.
     dtype, device
         Of the result. With numba and on the CPU the work is done in double precision by one thread.
+    inner : ndarray of bool, shape (N,), optional
+        Where False, nothing is added inside the ellipse that is the critical curve without shear: the inner images
+        are suppressed. All True by default.
+    bank : sources.ImageBank, optional
+        Needed when components are images.
 
     Returns
     -------
@@ -51,9 +57,10 @@ def sample_maps(lens, components, size, period, panel_width=PANEL_WIDTH, dtype=t
     Notes
     -----
     With L = n r^(1 - 1/n) R^(1/n) / b the scale length of a Sersic profile at r, panels are at most
-    panel_width L exp(b (r/R)^(1/n) / 4) wide in the source plane (the error of a panel is of high order in its width over
-    L and weighs as the brightness), half as wide where they may hold the cusp of n >= 1. The width in the source plane
-    follows from a bound on the stretch of the lens mapping. Panels of less than half the allowed width take two nodes.
+    panel_width L exp(b (r/R)^(1/n) / 4) wide in the source plane (the error of a panel is of high order in its width
+    over L and weighs as the brightness), half as wide where they may hold the cusp of n >= 1, and panel_width pixels
+    for images. The width in the source plane follows from a bound on the stretch of the lens mapping. Panels of less
+    than half the allowed width take two nodes.
     """
     packed, fields, start, order = pack_batch(lens, components)
     n_stamps = len(packed)
@@ -63,20 +70,23 @@ def sample_maps(lens, components, size, period, panel_width=PANEL_WIDTH, dtype=t
     second = np.full(n_stamps, -1)
     second[stamp[plane >= n_stamps]] = plane[plane >= n_stamps]
     group = (plane >= n_stamps).astype(np.int64)
+    inner = np.ones(n_stamps, dtype=bool) if inner is None else np.asarray(inner, dtype=bool)
+    coefficients = np.zeros((1, 1, 1), dtype=np.float32) if bank is None else bank.coefficients
     if compiled_sample is not None and torch.device(device).type == "cpu":
         kind = np.float32 if dtype == torch.float32 else np.float64
         out = np.zeros((n_planes, 2 * period, 2 * period), dtype=kind)
-        compiled_sample.sample_stamps(packed, fields, start, group, second, size, DEPTH, float(panel_width), out)
+        compiled_sample.sample_stamps(packed, fields, start, group, second, inner, coefficients, size, DEPTH,
+                                      float(panel_width), out)  # fmt: skip
         return torch.from_numpy(out)
     out = torch.zeros((n_planes, 2 * period, 2 * period), dtype=dtype, device=device)
-    return _sample_with_torch(packed, fields, start, group, second, out, size, panel_width)
+    return _sample_with_torch(packed, fields, start, group, second, inner, coefficients, out, size, panel_width)
 
 
 def pack_batch(lens, components):
     """Return packed lenses, component rows ordered by stamp, the first row of each stamp, and that order.
 
-    A row holds `sources.FIELDS`, the extent and the minor axis' scale in and of half-light radii, the least distance
-    that counts near a cusp, and the extent in arcsec.
+    A row holds `sources.FIELDS`, the extent [half-light radii], the half-light radius of the minor axis [arcsec], the
+    least distance that counts near a cusp [half-light radii], the extent [arcsec] and `sources.IMAGE_FIELDS`.
     """
     packed = pack_lens(lens)
     order = np.argsort(components["stamp"].cpu().numpy(), kind="stable")
@@ -86,7 +96,8 @@ def pack_batch(lens, components):
     extent = components["extent"].cpu().numpy().astype(np.float64)[order]
     nearest = np.clip(0.05 * rows[:, 6] ** 2, 1e-3, 0.05)  # half-light radii; closer to a cusp panels shrink no more
     start = np.searchsorted(components["stamp"].cpu().numpy()[order], np.arange(len(packed) + 1))
-    return packed, np.column_stack([rows, extent / major, minor, nearest, extent]), start, order
+    images = pack_placements(components)[order]
+    return packed, np.column_stack([rows, extent / major, minor, nearest, extent, images]), start, order
 
 
 def _bound_stretch(x, y, p):
@@ -111,15 +122,18 @@ def _measure_panels(bx, by, side, c, panel_width):
     scale = torch.where(c[6] > 1.0, torch.full_like(fall, 0.6), near / (c[6] * fall))
     wanted = step / (panel_width * scale * torch.exp(0.25 * fall))
     wanted = torch.where((c[6] <= 1.0) & (distance < 0.3), 2.0 * wanted, wanted)
-    return torch.where(distance > c[11], torch.full_like(wanted, -1.0), wanted)
+    image = c[15] >= 0
+    wanted = torch.where(image, side * torch.hypot(c[16], c[17]) / panel_width, wanted)
+    beyond = torch.where(image, rho * c[12] - 0.75 * side >= c[14], distance > c[11])
+    return torch.where(beyond, torch.full_like(wanted, -1.0), wanted)
 
 
-def _sample_with_torch(packed, fields, start, group, second, out, size, panel_width):
+def _sample_with_torch(packed, fields, start, group, second, inner, coefficients, out, size, panel_width):
     # The same panels level by level: those too wide are divided into four and looked at again.
     dtype, device = out.dtype, out.device
     p, c = (torch.as_tensor(v, device=device, dtype=dtype) for v in (packed, fields))
-    start, group, second = (torch.as_tensor(v, device=device) for v in (start, group, second))
-    slots = torch.arange(int((start[1:] - start[:-1]).max()), device=device)
+    batch = tuple(torch.as_tensor(v, device=device) for v in (start, group, second, inner, coefficients))
+    slots = torch.arange(int(np.diff(start).max()), device=device)
     stamp, i, j = (v.flatten() for v in torch.meshgrid(*(torch.arange(n, device=device) for n in (
         len(p), 2 * size, 2 * size)), indexing="ij"))  # fmt: skip
     u = v = torch.zeros(len(stamp), device=device, dtype=dtype)
@@ -131,15 +145,16 @@ def _sample_with_torch(packed, fields, start, group, second, out, size, panel_wi
         if not len(stamp):
             break
         for part in torch.split(torch.arange(len(stamp), device=device), PANELS):
-            kept.append(_place_panels(p, names, c, start, group, second, slots, out, size, panel_width, level,
+            kept.append(_place_panels(p, names, c, batch, slots, out, size, panel_width, level,
                                       (stamp[part], i[part], j[part], u[part], v[part])))  # fmt: skip
         stamp, i, j, u, v = (torch.cat(values) for values in zip(*kept, strict=True))
     return out
 
 
-def _place_panels(p, names, c, start, group, second, slots, out, size, panel_width, level, panels):
+def _place_panels(p, names, c, batch, slots, out, size, panel_width, level, panels):
     """Add the light of panels that are fine enough to `out`, return the quarters of the others."""
     (stamp, i, j, u, v), width = panels, 0.5**level
+    start, group, second, inner, coefficients = batch
     x, y = (j - (size - 0.5) + u) * CELL, (i - (size - 0.5) + v) * CELL
     lens = {k: p[stamp, PACK.index(k)] for k in names}
     bx, by = shoot_rays(x, y, lens)
@@ -159,15 +174,27 @@ def _place_panels(p, names, c, start, group, second, slots, out, size, panel_wid
         weight = torch.as_tensor(WEIGHTS[order][: order + 2], device=x.device, dtype=x.dtype) * width
         tx, ty = u[chosen, None] + t, v[chosen, None] + t
         local = {k: value[chosen, None, None] for k, value in lens.items()}
-        sx, sy = shoot_rays(x[chosen, None, None] + (t * CELL)[None, None, :],
-                            y[chosen, None, None] + (t * CELL)[None, :, None], local)  # fmt: skip
+        rx, ry = x[chosen, None, None] + (t * CELL)[None, None, :], y[chosen, None, None] + (t * CELL)[None, :, None]
+        sx, sy = shoot_rays(rx, ry, local)
         light = torch.zeros((2, *sx.shape), dtype=x.dtype, device=x.device)
         for slot in range(len(slots)):
             use = (wanted[chosen, slot] >= 0.0).nonzero().flatten()
             if len(use):
                 k = row[chosen[use], slot]
                 part = {name: c[k, m][:, None, None] for m, name in enumerate(FIELDS)}
-                light.index_put_((group[k], use), evaluate_sersic(sx[use], sy[use], part), accumulate=True)
+                value = evaluate_sersic(sx[use], sy[use], part)
+                image = (c[k, 15] >= 0).nonzero().flatten()
+                if len(image):
+                    part = {name: value[image] for name, value in part.items()}
+                    part |= {name: c[k[image], 15 + m][:, None, None] for m, name in enumerate(IMAGE_FIELDS)}
+                    part["image"] = part["image"].long()
+                    value[image] = evaluate_image(sx[use[image]], sy[use[image]], part, coefficients)
+                light.index_put_((group[k], use), value, accumulate=True)
+        if not bool(inner.all()):
+            cos, sin = torch.cos(local["phi"]), torch.sin(local["phi"])
+            along, across = rx * cos + ry * sin, ry * cos - rx * sin
+            inside = local["q"] * along**2 + across**2 / local["q"] < local["theta_E"] ** 2
+            light = torch.where(inside & ~inner[stamp[chosen]][:, None, None], torch.zeros_like(light), light)
         rows, columns = _spline_weights(ty), _spline_weights(tx)
         light = torch.einsum("gnyx,y,x,nys,nxt->gnst", light, weight, weight, rows, columns)
         steps = torch.arange(-2, 3, device=x.device)

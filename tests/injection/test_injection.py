@@ -10,6 +10,7 @@ from lensaudit.artifacts import UserError
 from lensaudit.config import CompletenessConfig, Config, InjectionConfig
 from lensaudit.injection import cells, inject, priors
 from lensaudit.injection import hosts as host_module
+from lensaudit.injection.noise import draw_noise, list_gains
 
 BANDS = ("g", "r", "z")
 CONFIG = Config(device="cpu")
@@ -135,19 +136,19 @@ def test_shot_noise_is_the_arcs_own(hosts, table):
     out, arcs = inject.inject(smooth, hosts, zero, CONFIG, 9)
     noise = (out - arcs)[:, 1].astype(float)
     own = inject.host_rows(bright, hosts)
-    expected = 0.80 * arcs[0, 1] / inject.gains(own)[0, 1]
+    expected = 0.80 * arcs[0, 1] / list_gains(own)[0, 1]
     where = arcs[0, 1] > 0.3 * arcs[0, 1].max()
     # The kernel spreads noise from brighter to fainter pixels; summed over the arc it keeps its variance.
     assert noise.var(axis=0)[where].sum() / expected[where].sum() == pytest.approx(1.0, abs=0.12)
     loud, _ = inject.inject(smooth, hosts, zero, CONFIG, 9, gain_override=150.0)
     ratio = (loud - arcs)[:, 1].var() / noise.var()
-    assert ratio == pytest.approx(inject.gains(own)[0, 1] / 150.0, rel=0.02)
+    assert ratio == pytest.approx(list_gains(own)[0, 1] / 150.0, rel=0.02)
     silent, same = inject.inject(smooth[:3], hosts, zero[:3], CONFIG, 9, noise=False)
     assert np.array_equal(silent, same)
 
 
 def test_drawn_noise_is_a_coadds():
-    noise = inject.draw_noise(np.arange(40), np.ones((40, 3, 65, 65)), 3)[..., 8:-8, 8:-8].astype(float)
+    noise = draw_noise(np.arange(40), np.ones((40, 3, 65, 65)), 3)[..., 8:-8, 8:-8].astype(float)
     variance = noise.var()
     assert variance == pytest.approx(0.80, abs=0.01)
     for shift, expected in (((0, 1), 0.11), ((1, 1), 0.013), ((0, 2), -0.076)):

@@ -11,7 +11,8 @@ from scipy.stats import median_abs_deviation
 from lensaudit import rng
 from lensaudit.artifacts import UserError
 from lensaudit.constants import PIXEL_SCALE
-from lensaudit.injection import inject, perturb
+from lensaudit.injection import perturb
+from lensaudit.injection.noise import draw_noise
 
 N, SIZE, BETA = 24, 101, 3.5
 FWHM = np.array([1.3, 1.1, 1.0])  # arcsec
@@ -29,7 +30,7 @@ def one_thread():
 @pytest.fixture(scope="module")
 def sky():
     flat = np.broadcast_to(SIGMA[None, :, None, None], (N, 3, SIZE, SIZE))
-    return inject.draw_noise(IDS, flat, 5, "test/sky")
+    return draw_noise(IDS, flat, 5, "test/sky")
 
 
 def draw_stars(flux=30.0, e1=0.0, e2=0.0, dx=0.0, dy=0.0):
