@@ -5,13 +5,18 @@ import pytest
 import torch
 from astropy.io import fits
 from astropy.table import Table
+from lenstronomy.LensModel.lens_model import LensModel
 from lenstronomy.LightModel.light_model import LightModel
+from lenstronomy.Util.param_util import phi_q2_ellipticity
 from scipy.integrate import dblquad
+from scipy.ndimage import map_coordinates
+from scipy.signal import fftconvolve
 from scipy.special import gammainc
 
 from lensaudit.artifacts import UserError, hash_file, load_dataset
+from lensaudit.constants import PIXEL_SCALE
 from lensaudit.injection import bank
-from lensaudit.lensing import sources
+from lensaudit.lensing import psf, render, sources
 
 SCALE = 0.03  # arcsec per pixel, of HST stamps
 
@@ -70,6 +75,43 @@ def test_a_source_from_the_bank_has_unit_flux_at_the_asked_size():
     assert light.sum() == pytest.approx(1.0, abs=1e-3)
     assert light[np.hypot(x - 0.1, y + 0.2) < 0.25].sum() == pytest.approx(0.5, abs=0.01)
     assert (light * x).sum() == pytest.approx(0.1, abs=2e-3) and (light * y).sum() == pytest.approx(-0.2, abs=2e-3)
+
+
+def test_lensed_galaxies_are_lenstronomys_rays_and_scipys_spline():
+    """The whole way to pixels: rays by lenstronomy, the stamp by scipy, 21 samples per pixel, a Moffat."""
+    size, s, R, turn, fwhm = 65, 21, 0.2, 0.7, 1.0
+    made = bank.make_bank([make_galaxy(x=4, y=2, radius=12.0, noise=0.002)], ["count/s"], [SCALE])
+    one = np.ones(1)
+    components, owner = sources.make_components(
+        0.15 * one, 0.1 * one, R * one, one, one, turn * one,
+        dtype=torch.float64, bank_index=np.array([0]), bank=made.images,
+    )  # fmt: skip
+    lens = {"theta_E": 1.2, "q": 0.75, "phi": 0.5, "gamma1": 0.03, "gamma2": -0.02}
+    alpha = float(psf.moffat_alpha(fwhm, 3.5)) / PIXEL_SCALE
+    radii = torch.full((1, 1), alpha, dtype=torch.float64)
+    transfer = render.make_transfer(radii, np.array([3.5]), render.choose_period(size), torch.float64)
+    weights = (torch.ones((1, 1)).double(), torch.zeros((0, 1)).double(), torch.as_tensor(owner))
+    rows = {name: torch.full((1,), value, dtype=torch.float64) for name, value in lens.items()}
+    arcs, total = render.render_arcs(rows, components, weights, transfer, size, bank=made.images)
+
+    grid = (np.arange(size * s) - (size * s - 1) / 2) * PIXEL_SCALE / s
+    x, y = np.meshgrid(grid, grid)
+    near = np.hypot(x, y) < 3.0
+    e1, e2 = phi_q2_ellipticity(lens["phi"], lens["q"])
+    kwargs = [{"theta_E": 1.2, "e1": e1, "e2": e2, "center_x": 0, "center_y": 0}, {"gamma1": 0.03, "gamma2": -0.02}]
+    bx, by = LensModel(["SIE", "SHEAR"]).ray_shooting(x[near], y[near], kwargs)
+    pixel = R / made.images.half_light[0]
+    dx, dy = (bx - 0.15) / pixel, (by - 0.1) / pixel
+    u, v = made.images.centre[0] - 8 + 20
+    where = [v - np.sin(turn) * dx + np.cos(turn) * dy, u + np.cos(turn) * dx + np.sin(turn) * dy]
+    fine = np.zeros(x.shape)
+    fine[near] = map_coordinates(np.pad(made.stamps[0].astype(np.float64), 20), where, order=3)
+    fine *= (PIXEL_SCALE / s / pixel) ** 2
+    offset = (np.arange(2 * size * s - 1) - (size * s - 1)) / s
+    kernel = (1 + (offset[:, None] ** 2 + offset[None] ** 2) / alpha**2) ** -3.5 * 2.5 / (np.pi * alpha**2)
+    theirs = fftconvolve(fine, kernel, mode="same")[s // 2 :: s, s // 2 :: s]
+    assert np.abs(arcs[0, 0].numpy() - theirs).max() < 1e-3 * theirs.max()
+    assert float(total) == pytest.approx(fine.sum(), rel=5e-4)
 
 
 @pytest.mark.parametrize("step", [0.37, 0.8, 1.0, 1.7, 3.3, 5.0])
