@@ -107,8 +107,8 @@ def degrade_stamps(images, own, target, ids, seed, gains=None, bands=BANDS):
         Injection ids.
     seed : int
     gains : (ndarray, ndarray), each of shape (N, bands), optional
-        Gain [e-/nMgy] before and after, from `noise.list_gains`: the galaxy's photon noise is then brought to the target
-        too. Without it the sky noise alone is.
+        Gain [e-/nMgy] before and after, from `noise.list_gains`: the galaxy's photon noise is then brought to the
+        target too. Without it the sky noise alone is.
     bands : sequence of str
 
     Returns
