@@ -157,18 +157,26 @@ def _magnify_power(half, ex, ey, c, work, branches, mu):
         mx, my = work[5, h] + sign * work[7, h], work[6, h] + sign * work[8, h]
         along, across = ux * mx + uy * my, ux * my - uy * mx
         pull, turn, w = ux * sx + uy * sy, ux * sy - uy * sx, ux * ux + uy * uy
-        bottom = exp(log(power * pull / w) / (1.0 - power)) if power > 0.0 and pull > 0.0 else 0.0
-        branches[:, j] = np.nan
-        if power > 0.0 and along < 0.0 and w * bottom - pull * exp(power * log(bottom)) > along:
-            continue
-        start = branches[0, j - 1] if j > 0 and branches[0, j - 1] > bottom else max(theta, 2.0 * bottom)
-        branches[0, j] = _solve_radius(start, 1e-5 * theta, w, pull, along, power)
-        branches[1, j] = across + turn * exp(power * log(branches[0, j]))
+        for i in range(4):
+            branches[i, j] = np.nan
+        start, deepest = max(theta, along / w), 0.0
         if power > 0.0 and along < 0.0:
-            start = exp(log(-along / pull) / power)
-            if start > 1e-5 * theta:
-                branches[2, j] = _solve_radius(start, 1e-5 * theta, w, pull, along, power)
-                branches[3, j] = across + turn * exp(power * log(branches[2, j]))
+            # Where w r - pull r^s is least; that value is `deepest`, and what lies below it no ray along B e reaches.
+            bottom = exp(log(power * pull / w) / (1.0 - power))
+            start, deepest = max(start, 2.0 * bottom), w * bottom * (1.0 - 1.0 / power)
+            if deepest > along:
+                continue
+        if j > 0 and branches[0, j - 1] > 0.0:
+            start = branches[0, j - 1]
+        elif power < 0.0 and along < 0.0:
+            start = min(exp(log(-along / pull) / power), start)  # the root is below
+            if start < 1e-5 * theta:
+                continue
+        branches[0, j], term = _solve_radius(start, 1e-5 * theta, w, pull, along, power)
+        branches[1, j] = across + turn * term
+        if deepest < 0.0 and along < 0.4 * deepest:  # nearer to the centre it carries only the maximum
+            branches[2, j], term = _solve_radius(exp(log(-along / pull) / power), 0.0, w, pull, along, power)
+            branches[3, j] = across + turn * term
     for j in range(n):
         k = (j + 1) % n
         x, y = _point(j, half, ex, ey)
@@ -202,17 +210,20 @@ def _point(j, half, ex, ey):
 
 @compile_scalar
 def _solve_radius(r, least, w, pull, along, power):
-    """Return the root of w r = along + pull r^power that Newton's method reaches from `r`; NaN below `least`."""
+    """Return the root r of w r = along + pull r^power that Newton's method finds from `r`, and r^power.
+
+    NaN where it comes below `least`: images there are too faint.
+    """
     for _ in range(40):
-        term = pull * exp(power * log(r))
-        new = r - (w * r - term - along) / (w - power * term / r)
-        new = new if new > 0.0 else 0.1 * r
-        if abs(new - r) < 1e-4 * r:  # what is left is the square of this
-            return new
-        r = new
+        term = exp(power * log(r))
+        step = (along + pull * term - w * r) / (w - power * pull * term / r)
+        share = step / r
+        if abs(share) < 0.01:  # the next step would be the square of this one
+            return r + step, term * (1.0 + power * share * (1.0 + 0.5 * (power - 1.0) * share))
+        r = r + step if share > -0.9 else 0.1 * r
         if r < least:
-            return np.nan
-    return r
+            break
+    return np.nan, np.nan
 
 
 @compile_scalar

@@ -209,6 +209,34 @@ def test_angular_scan_agrees_with_torch_and_with_the_grid():
     assert np.allclose(mu[bulk], fine[bulk].sum(1), rtol=1e-3)
 
 
+@pytest.mark.parametrize("low, high", [(1.7, 1.99), (1.999, 2.001), (2.01, 2.3)])
+def test_angular_scan_of_power_laws_counts_what_the_grid_counts(low, high):
+    """At least 99 % of sources have the same number of images, and their magnifications are within 1 %."""
+    lens, x, y = draw_systems(500, seed=9)
+    lens = {k: v for k, v in lens.items() if "subhalo" not in k}
+    lens["slope"] = low + (high - low) * (lens["slope"] - 1.75) / 0.55
+    packed = mass.pack_lens(lens)
+    scan, (count, mu) = images.magnify_images(x, y, packed), images.count_images(x, y, packed)
+    same = (scan > 0).sum(1) == count
+    assert same.mean() >= 0.99
+    bulk = same & (mu < 20)
+    assert np.allclose(scan[bulk].sum(1), mu[bulk], rtol=0.01)
+
+
+def test_extreme_lenses_have_finite_images():
+    """No mass: one image, magnified by the shear. A perfect ring: bright, several, finite."""
+    where = np.array([0.3]), np.array([-0.2])
+    for slope in (1.8, 2.0, 2.2):
+        empty = dict(theta_E=[0.0], q=[0.7], phi=[0.1], gamma1=[0.1], gamma2=[0.0], slope=[slope])
+        for mu in (images.magnify_images(*where, mass.pack_lens(empty))[0],
+                   np.abs(np.nan_to_num(images.find_images(*where, mass.pack_lens(empty))[0, :, 2]))):  # fmt: skip
+            assert (mu > 0).sum() == 1 and mu.sum() == pytest.approx(1 / 0.99)
+        ring = mass.pack_lens(dict(theta_E=[1.0], q=[1.0], phi=[0.0], slope=[slope]))
+        count, mu = images.count_images(np.zeros(1), np.zeros(1), ring)
+        assert count[0] >= 2 and 100 < mu[0] < np.inf
+        assert images.magnify_images(np.zeros(1), np.zeros(1), ring).sum() > 100
+
+
 def test_flux_ratio_is_the_jacobians():
     """The area a small source covers in the image plane, over its own area, is the summed Jacobian magnification."""
     row = FULL | dict(gamma1=0.02, gamma2=0.03, subhalo_theta_E=0.05)
