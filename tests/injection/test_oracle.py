@@ -275,7 +275,8 @@ def test_either_renderer_takes_the_same_call():
     {"source_x": 0.5}, {"n_clumps": 6, "clump_fraction": 0.4}, {"source_R": 0.05, "source_n": 2.0, "psf_beta": 2.5},
     {"theta_E": 0.0, "gamma1": 0.0, "gamma2": 0.0}, {"source_R": 0.02}, {"gradient": 0.6}, FULL | {"psf_wings": False},
     {"psf_wings": True, "psf_e1": 0.05, "psf_e2": 0.02},
-    {"quasar_fraction_g": 0.3, "quasar_fraction_r": 0.4, "quasar_fraction_z": 0.5}, {"inner_images": False, "source_x": 0.6, "source_R": 0.08},
+    {"quasar_fraction_g": 0.3, "quasar_fraction_r": 0.4, "quasar_fraction_z": 0.5},
+    {"inner_images": False, "source_x": 0.6, "source_R": 0.08},
 ])  # fmt: skip
 def test_engine_is_the_oracle(changes):
     row, host = make_row(**changes)
