@@ -4,7 +4,9 @@ The same formulae as `lensing.mass`, which holds the conventions, in scalar code
 A packed lens is a row of `mass.pack_lens`. numba is needed here and in `lensing.images`; `mass` runs without it.
 """
 
+import hashlib
 from math import atan, cos, exp, log, sin, sqrt
+from pathlib import Path
 
 import numpy as np
 from numba import njit
@@ -14,7 +16,18 @@ THETA_E, Q, PHI, GAMMA1, GAMMA2, SLOPE, A3, PHI3, A4, PHI4, SUB_THETA_E, SUB_X, 
 _ROUND = 1.0 - 1e-8  # above this axis ratio the elliptical formula is 0/0; the error of stopping here is below 1e-8
 _CENTRE = 1e-12  # radii [arcsec] below this count as the centre, where the deflection is zero
 
-compile_scalar = njit(nogil=True, cache=True, error_model="numpy")
+# numba stores what it compiled under the source of the function's own file; what that calls in others must count too.
+_FILES = [p for name in ("compiled*.py", "images.py", "quadrature.py") for p in Path(__file__).parent.glob(name)]
+_SOURCES = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(_FILES))).hexdigest()
+
+
+def compile_scalar(function):
+    """Compile a function, stored on disk until any compiled source of this room changes. A decorator."""
+    dispatcher = njit(nogil=True, cache=True, error_model="numpy")(function)
+    if hasattr(dispatcher, "_cache"):  # not when numba is told to compile nothing
+        plain = dispatcher._cache._index_key
+        dispatcher._cache._index_key = lambda signature, codegen: (*plain(signature, codegen), _SOURCES)
+    return dispatcher
 
 
 @compile_scalar

@@ -1,5 +1,6 @@
 """Mass models and image finding against lenstronomy, closed forms and each other."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -248,6 +249,29 @@ def test_flux_ratio_is_the_jacobians():
     area = inside.sum() * step**2 / (np.pi * (radius**2 + 0.001**2 / 3))
     _, mu = images.count_images(np.array([x]), np.array([y]), mass.pack_lens({k: [v] for k, v in row.items()}))
     assert area == pytest.approx(mu[0], rel=0.01)
+
+
+def test_changed_callee_is_compiled_anew(tmp_path):
+    """numba alone would go on using the stored code of a function whose callee, in another file, has changed."""
+    room = tmp_path / "lensaudit" / "lensing"
+    room.mkdir(parents=True)
+    for folder in (room.parent, room):
+        (folder / "__init__.py").write_text("")
+    source = (ROOT / "lensaudit" / "lensing" / "compiled.py").read_text(encoding="utf-8")
+    caller = (
+        "from lensaudit.lensing.compiled import compile_scalar, count_terms\n\n\n"
+        "@compile_scalar\ndef call(q):\n    return count_terms(q)\n"
+    )
+    (room / "compiled_caller.py").write_text(caller)
+    code = "from lensaudit.lensing.compiled_caller import call; print(call(0.5), sum(call.stats.cache_hits.values()))"
+    said = []
+    for text in (source, source, source.replace("1e-9 * sqrt(q)", "1e-6 * sqrt(q)")):
+        (room / "compiled.py").write_text(text)
+        env = os.environ | {"PYTHONPATH": str(tmp_path)}
+        command = [sys.executable, "-c", code]
+        out = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+        said.append(out.stdout.split())
+    assert said == [["19.0", "0"], ["19.0", "1"], ["12.0", "0"]]
 
 
 def test_masses_need_no_compiler():
