@@ -181,7 +181,7 @@ def make_transfers(table, own, bands, psf_mode, period, dtype=torch.float32, dev
         alpha[wings] = narrow_core(alpha[wings], beta[wings], bands)
     radii = torch.as_tensor(alpha, dtype=dtype, device=device)
     names = [k for k in ("psf_e1", "psf_e2") if k in table]
-    shape = [torch.as_tensor(table[k].to_numpy(), dtype=dtype, device=device) for k in names]
+    shape = [torch.tensor(table[k].to_numpy(), dtype=dtype, device=device) for k in names]
     if wings is None and not shape:
         return make_transfer(radii, beta, period, dtype, device)
     rows, columns = (f.to(radii) for f in list_frequencies(period))

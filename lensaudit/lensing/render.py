@@ -17,6 +17,11 @@ from lensaudit.lensing.quadrature import CELL
 from lensaudit.lensing.sample import PANEL_WIDTH, sample_maps
 from lensaudit.lensing.sources import point_terms
 
+try:
+    from lensaudit.lensing import compiled_fold
+except ImportError:  # numba is optional
+    compiled_fold = None
+
 LENS = ("theta_E", "q", "phi", "gamma1", "gamma2")
 
 
@@ -50,8 +55,8 @@ def make_transfer(alpha, beta, period, dtype=torch.float32, device="cpu"):
 
     Returns
     -------
-    Tensor of shape (N, bands, 2 period, period)
-        Rows from -period to period - 1 cycles per period in FFT order, columns from 0.
+    Tensor of shape (N, bands, period + 1, period)
+        The quarter of non-negative frequencies, from 0; `mirror_transfer` gives the rest.
     """
     half = torch.arange(period + 1, dtype=dtype, device=device) * (2.0 * np.pi / period)
     k = torch.sqrt(half[:, None] ** 2 + half[None, :-1] ** 2)
@@ -60,8 +65,14 @@ def make_transfer(alpha, beta, period, dtype=torch.float32, device="cpu"):
     for value in np.unique(beta):
         rows = torch.as_tensor(np.flatnonzero(beta == value), device=device)
         quarter[rows] = transfer_moffat(k, alpha[rows][..., None, None], float(value))
-    mirror = torch.arange(2 * period, device=device)
-    return quarter.index_select(-2, torch.where(mirror <= period, mirror, 2 * period - mirror))
+    return quarter
+
+
+def mirror_transfer(quarter):
+    """Return round transfer functions at all rows: -period to period - 1 cycles per period, in FFT order."""
+    period = quarter.shape[-1]
+    rows = torch.arange(2 * period, device=quarter.device)
+    return quarter.index_select(-2, torch.where(rows <= period, rows, 2 * period - rows))
 
 
 @functools.cache
@@ -130,8 +141,8 @@ def render_arcs(lens, components, weights, transfer, size=RENDER_SIZE, panel_wid
     weights : (Tensor of shape (N, bands), Tensor of shape (L, bands), Tensor of shape (L,) int64)
         Fluxes [nMgy] of the first group of each stamp, of the second groups, and the stamps these belong to. Their type
         and device are the result's.
-    transfer : Tensor of shape (N, bands, 2 period, period)
-        PSF transfer functions.
+    transfer : Tensor of shape (N, bands, 2 period, period) or (N, bands, period + 1, period)
+        PSF transfer functions, or the quarter of them that round ones need.
     size : int
         Odd number of pixels of the stamp, less than the period.
     panel_width, inner, bank
@@ -149,7 +160,15 @@ def render_arcs(lens, components, weights, transfer, size=RENDER_SIZE, panel_wid
     period = transfer.shape[-1]
     maps = sample_maps(lens, components, size, period, panel_width, first.dtype, first.device, inner, bank)
     spectrum = transform_maps(maps, period)
-    n = len(first)
+    n, flux = len(first), spectrum[: len(first), 0, 0].real[:, None] * first
+    flux.index_add_(0, owner, spectrum[n:, 0, 0].real[:, None] * second)  # the zero frequency is the sum of the samples
+    is_round = transfer.shape[-2] == period + 1
+    if compiled_fold is not None and first.device.type == "cpu" and is_round and points is None:
+        plane, two = np.full(n, -1), torch.zeros_like(first)
+        plane[owner.numpy()], two[owner] = n + np.arange(len(owner)), second
+        native = torch.empty((*first.shape, period, period // 2 + 1), dtype=spectrum.dtype)
+        compiled_fold.fold_bands(spectrum.numpy(), first.numpy(), two.numpy(), plane, transfer.numpy(), native.numpy())
+        return torch.fft.irfft2(native, s=(period, period))[..., :size, :size], flux
     images = spectrum[:n, None] * first[:, :, None, None]
     images[owner] += spectrum[n:, None] * second[:, :, None, None]
     if points is not None:
@@ -158,6 +177,5 @@ def render_arcs(lens, components, weights, transfer, size=RENDER_SIZE, panel_wid
         centre = 0.5 * (size - 1)
         phases = point_terms(x / PIXEL_SCALE + centre, y / PIXEL_SCALE + centre, mu, rows, columns)
         images = images + phases[:, None] * point_flux[:, :, None, None]
-    # The zero frequency is the sum of the samples.
-    flux = images[:, :, 0, 0].real.clone()
-    return fold_spectrum(images * transfer, size), flux
+        flux = flux + mu.abs().sum(1)[:, None] * point_flux
+    return fold_spectrum(images * (mirror_transfer(transfer) if is_round else transfer), size), flux
