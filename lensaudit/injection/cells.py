@@ -4,10 +4,12 @@ import numpy as np
 import pandas as pd
 
 from lensaudit import rng
+from lensaudit.artifacts import UserError
 from lensaudit.injection.hosts import SIGMA_SCATTER
 from lensaudit.injection.population import load_prior, sigma_to_theta, source_density
 
 FIRST_ID = 1_000_000_000  # injection ids of the grid start apart from other sets, so that no two share noise
+BRIEF_ID = 3_000_000_000  # those of a prior's own grid
 
 
 def plan_grid(hosts, grid, seed, prior, max_per_host, missing=None, used=None, attempt=0):
@@ -29,7 +31,7 @@ def plan_grid(hosts, grid, seed, prior, max_per_host, missing=None, used=None, a
     Returns
     -------
     pandas.DataFrame
-        injection_id, cell, theta_E, row (in the host table), untied.
+        injection_id, cell, theta_E, row (in the host table), untied, log_q (log density in theta_E, inside the bin).
     """
     prior = load_prior(prior)
     seeing, depth = assign_bins(hosts["psfsize_r"], grid.seeing), assign_bins(hosts["depth_r"], grid.depth)
@@ -53,11 +55,50 @@ def plan_grid(hosts, grid, seed, prior, max_per_host, missing=None, used=None, a
             theta = step[i_theta] + (step[i_theta + 1] - step[i_theta]) * stream.permutation(strata)
             chosen, untied = _choose_hosts(hosts.iloc[free], grid.theta_E[i_theta], n, max_per_host, stream, prior,
                                            tied)  # fmt: skip
+            width = step[i_theta + 1] - step[i_theta]
             parts.append(pd.DataFrame({"injection_id": ids, "cell": cell, "theta_E": theta, "row": free[chosen],
-                                       "untied": untied}))  # fmt: skip
+                                       "untied": untied, "log_q": -np.log(width)}))  # fmt: skip
     if not parts:
         return pd.DataFrame({"injection_id": np.zeros(0, int), "cell": 0, "theta_E": 0.0, "row": 0, "untied": False})
     return pd.concat(parts, ignore_index=True)
+
+
+def plan_brief(hosts, n_per_cell, seed, prior):
+    """Assign Einstein radius, source magnitude and size, and a host, to every injection of a prior's own grid.
+
+    Parameters
+    ----------
+    hosts : pandas.DataFrame
+    n_per_cell : int
+    seed : int
+    prior : dict
+        With ``grid``: theta_E [arcsec], dmag [mag], radius [arcsec].
+
+    Returns
+    -------
+    pandas.DataFrame
+        injection_id, cell = (i_theta * n_dmag + i_dmag) * n_radius + i_radius, theta_E, mag_source_r, source_R, row,
+        untied, log_q (0: all are set).
+
+    Notes
+    -----
+    The source's r magnitude is the host's, extinction corrected, plus dmag. Hosts in proportion to deflector_weight,
+    whatever their velocity dispersion: every row is untied.
+    """
+    g = prior["grid"]
+    theta, dmag, radius = (v.ravel() for v in np.meshgrid(g["theta_E"], g["dmag"], g["radius"], indexing="ij"))
+    cell = np.repeat(np.arange(len(theta)), n_per_cell)
+    ids = BRIEF_ID + np.arange(len(cell))
+    weight = np.cumsum(hosts["deflector_weight"].to_numpy())
+    if not len(hosts) or weight[-1] <= 0:
+        raise UserError("host table: no host is in_deflector; widen the test split")
+    # In even strata within each cell.
+    u = np.tile(np.arange(n_per_cell), len(theta)) + rng.draw_uniforms(seed, "injection/brief", ids, 1)[:, 0]
+    row = np.minimum(np.searchsorted(weight, u / n_per_cell * weight[-1], side="right"), len(hosts) - 1)
+    own = hosts.iloc[row]
+    mag = own["mag_r"].to_numpy() + 2.5 * np.log10(own["mw_transmission_r"].to_numpy()) + dmag[cell]
+    return pd.DataFrame({"injection_id": ids, "cell": cell, "theta_E": theta[cell], "mag_source_r": mag,
+                         "source_R": radius[cell], "row": row, "untied": True, "log_q": 0.0})  # fmt: skip
 
 
 def bin_edges(centres):

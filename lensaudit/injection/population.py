@@ -6,6 +6,7 @@ uniforms, so a draw is fixed by its stream.
 """
 
 import functools
+import json
 import tomllib
 
 import numpy as np
@@ -32,7 +33,7 @@ def load_prior(name="collett"):
     Parameters
     ----------
     name : str or dict
-        ``collett``, ``flat``, ``brief`` or ``published_2026``; a loaded prior passes through.
+        A file of ``data_manifests/priors`` (``collett`` is the fiducial one); a loaded prior passes through.
 
     Raises
     ------
@@ -164,9 +165,14 @@ def source_magnitude(M_uv, z, wavelength, slope, step, prior):
     return M_uv + uv + jump + red + lyman + distance_modulus(z, prior) - 2.5 * np.log10(1.0 + np.asarray(z))
 
 
+def _key(prior):
+    """Return a prior as text, so that tables are remembered by what it says and not by its name."""
+    return json.dumps({k: v for k, v in prior.items() if k != "hash"}, sort_keys=True)
+
+
 @functools.cache
 def _source_tables(key):
-    prior = load_prior(key)
+    prior = json.loads(key)
     s = prior["source"]
     z = np.arange(s["z"][0], s["z"][1], 0.05) + 0.025
     M = np.arange(-24.0, -10.0, 0.05) + 0.025
@@ -183,8 +189,18 @@ def _source_tables(key):
 
 def source_density(prior):
     """Return redshifts (bin centres, width 0.05) and relative numbers of sources above the prior's limit."""
-    z, _, _, density = _source_tables(prior["name"])
+    z, _, _, density = _source_tables(_key(prior))
     return z, density
+
+
+def source_number(M_uv, z, prior):
+    """Return the density per mag of a source's ultraviolet magnitude at its redshift, 0 beyond the prior's limits."""
+    grid, M, cumulative, _ = _source_tables(_key(prior))
+    row = np.floor((np.asarray(z) - prior["source"]["z"][0]) / 0.05).astype(int)
+    column = np.floor((np.asarray(M_uv) - M[0]) / 0.05 + 0.5).astype(int)
+    inside = (row >= 0) & (row < len(grid)) & (column >= 0) & (column < len(M))
+    step = np.diff(cumulative, axis=1, prepend=0.0) / 0.05
+    return np.where(inside, step[np.clip(row, 0, len(grid) - 1), np.clip(column, 0, len(M) - 1)], 0.0)
 
 
 def draw_sources(u, z, prior):
@@ -201,7 +217,7 @@ def draw_sources(u, z, prior):
     -------
     dict of ndarray of shape (N,)
         mag_source_{g,r,z} (unlensed, before extinction), source_R [arcsec, intermediate axis], source_n, source_q,
-        source_phi [rad], n_clumps, clump_fraction, log_q (log density of the draw in r magnitude, colours and log10 R).
+        source_phi [rad], n_clumps, clump_fraction. Their density is `density.measure_source_density`.
     """
     s = prior["source"]
     if s["kind"] == "population":
@@ -211,11 +227,11 @@ def draw_sources(u, z, prior):
         mag = low + (high - low) * u[:, 0]
         g_r, r_z = (s[k][0] + s[k][1] * ndtri(u[:, j]) for k, j in (("g_r", 1), ("r_z", 2)))
         radius = s["radius"][0] + (s["radius"][1] - s["radius"][0]) * u[:, 3]
-        log_q = (-np.log(high - low) + _log_normal(u[:, 1], s["g_r"][1]) + _log_normal(u[:, 2], s["r_z"][1])
-                 + np.log(radius * np.log(10.0) / (s["radius"][1] - s["radius"][0])))  # fmt: skip
-        out = {"mag_source_g": mag + g_r, "mag_source_r": mag, "mag_source_z": mag - r_z, "source_R": radius,
-               "log_q": log_q}  # fmt: skip
-    out["source_q"] = draw_axis_ratio(u[:, 4], s["axis_ratio_scale"])
+        out = {"mag_source_g": mag + g_r, "mag_source_r": mag, "mag_source_z": mag - r_z, "source_R": radius}
+    if "axis_ratio_range" in s:
+        out["source_q"] = s["axis_ratio_range"][0] + np.ptp(s["axis_ratio_range"]) * u[:, 4]
+    else:
+        out["source_q"] = draw_axis_ratio(u[:, 4], s["axis_ratio_scale"])
     out["source_phi"] = np.pi * u[:, 5]
     out["source_n"] = s["index"][0] + (s["index"][1] - s["index"][0]) * u[:, 6]
     clumpy = u[:, 7] < s["clumpy_fraction"]
@@ -227,13 +243,9 @@ def draw_sources(u, z, prior):
     return out
 
 
-def _log_normal(u, scatter):
-    return -0.5 * ndtri(u) ** 2 - np.log(scatter * np.sqrt(2.0 * np.pi))
-
-
 def _draw_population(u, z, prior):
     s = prior["source"]
-    grid, M, cumulative, _ = _source_tables(prior["name"])
+    grid, M, cumulative, _ = _source_tables(_key(prior))
     row = np.clip(((z - s["z"][0]) / 0.05).astype(int), 0, len(grid) - 1)
     # One search for all rows: each row's cumulative is raised by its number.
     flat = (cumulative + np.arange(len(grid))[:, None]).ravel()
@@ -247,12 +259,15 @@ def _draw_population(u, z, prior):
     mags = {b: source_magnitude(M_uv, z, w, slope, jump, prior) for b, w in WAVELENGTH.items()}
     M_v = source_magnitude(M_uv, z, 5500.0 * (1.0 + z), slope, jump, prior) - distance_modulus(z, prior)
     M_v = M_v + 2.5 * np.log10(1.0 + z)
-    size = -(M_v + 18.0) / 4.0 - 1.2 * np.log10((1.0 + z) / 1.6) + s["size_scatter"] * ndtri(u[:, 3])
-    radius = 10.0**size / (comoving_distance(z, prior) * 1e3 / (1.0 + z)) * ARCSEC
-    log_q = (np.log(step / 0.05) + _log_normal(u[:, 1], s["uv_slope"][1]) + _log_normal(u[:, 2], s["balmer_break"][1])
-             + _log_normal(u[:, 3], s["size_scatter"]))  # fmt: skip
+    radius = 10.0 ** (mean_log_size(M_v, z, prior) + s["size_scatter"] * ndtri(u[:, 3]))
     return {"mag_source_g": mags["g"], "mag_source_r": mags["r"], "mag_source_z": mags["z"],
-            "source_R": np.clip(radius, 0.02, 3.0), "log_q": log_q}  # fmt: skip
+            "source_R": np.clip(radius, 0.02, 3.0)}  # fmt: skip
+
+
+def mean_log_size(M_v, z, prior):
+    """Return log10 of the half-light radius [arcsec] expected of a galaxy of V-band magnitude M_v at z (FACTS 4)."""
+    size = -(np.asarray(M_v) + 18.0) / 4.0 - 1.2 * np.log10((1.0 + z) / 1.6)
+    return size + np.log10(ARCSEC * (1.0 + z) / (comoving_distance(z, prior) * 1e3))
 
 
 def draw_axis_ratio(u, scale, floor=0.2):
@@ -263,7 +278,7 @@ def draw_axis_ratio(u, scale, floor=0.2):
 
 @functools.cache
 def _parent_tables(key):
-    prior = load_prior(key)
+    prior = json.loads(key)
     d = prior["deflector"]
     sigma = np.arange(d["sigma"][0], d["sigma"][1], 5.0) + 2.5
     z_lens = np.arange(d["z"][0], d["z"][1], 0.025) + 0.0125
@@ -288,22 +303,36 @@ def draw_parents(u, prior):
     Returns
     -------
     dict of ndarray of shape (N,)
-        sigma_v [km/s], z_lens, z_source, theta_E [arcsec], log_q (log density in sigma, z_lens, z_source).
+        sigma_v [km/s], z_lens, z_source, theta_E [arcsec], log_q (log density in theta_E and z_source, given z_lens).
 
     Notes
     -----
     Number of deflectors (velocity-dispersion function, comoving volume, brighter than the parent sample's limit) times
     number of sources times area; cells of 5 km/s, 0.025, 0.05, uniform inside.
     """
-    sigma, z_lens, z_source, cumulative = _parent_tables(prior["name"])
+    sigma, z_lens, z_source, cumulative = _parent_tables(_key(prior))
     cell = np.minimum(np.searchsorted(cumulative, u[:, 0] * cumulative[-1], side="right"), len(cumulative) - 1)
     i, j, k = np.unravel_index(cell, (len(sigma), len(z_lens), len(z_source)))
     out = {"sigma_v": sigma[i] + 5.0 * (u[:, 1] - 0.5), "z_lens": z_lens[j] + 0.025 * (u[:, 2] - 0.5),
            "z_source": z_source[k] + 0.05 * (u[:, 3] - 0.5)}  # fmt: skip
-    weight = cumulative[cell] - np.where(cell > 0, cumulative[cell - 1], 0.0)
-    out["log_q"] = np.log(weight / cumulative[-1] / (5.0 * 0.025 * 0.05))
     out["theta_E"] = sigma_to_theta(out["sigma_v"], out["z_lens"], out["z_source"], prior)
+    out["log_q"] = parent_density(out["theta_E"], out["z_lens"], out["z_source"], prior)
     return out
+
+
+def parent_density(theta_E, z_lens, z_source, prior):
+    """Return the log density of `draw_parents` in theta_E [arcsec] and z_source, given z_lens; -inf outside."""
+    sigma, z_l, z_s, cumulative = _parent_tables(_key(prior))
+    speed = theta_to_sigma(theta_E, z_lens, z_source, prior)
+    index, inside = [], np.asarray(z_source) > np.asarray(z_lens)
+    for value, grid, step in ((speed, sigma, 5.0), (z_lens, z_l, 0.025), (z_source, z_s, 0.05)):
+        place = np.floor((np.asarray(value) - grid[0]) / step + 0.5)
+        inside = inside & (place >= 0) & (place < len(grid))
+        index.append(np.clip(np.nan_to_num(place), 0, len(grid) - 1).astype(int))
+    weight = np.diff(cumulative, prepend=0.0).reshape(len(sigma), len(z_l), len(z_s))
+    chance = weight[tuple(index)] / weight.sum(axis=(0, 2))[index[1]] / (5.0 * 0.05)
+    with np.errstate(divide="ignore"):
+        return np.log(np.where(inside, chance * speed / (2.0 * np.asarray(theta_E)), 0.0))
 
 
 def draw_structure(seed, name, ids, tries, proposal, table, prior):

@@ -14,8 +14,9 @@ from scipy.special import ndtri
 
 from lensaudit import photometry, rng
 from lensaudit.config import Config
-from lensaudit.constants import PIXEL_SCALE
-from lensaudit.injection.cells import plan_grid, tabulate_sources
+from lensaudit.constants import BANDS, PIXEL_SCALE
+from lensaudit.injection.cells import plan_brief, plan_grid, tabulate_sources
+from lensaudit.injection.density import measure_source_density
 from lensaudit.injection.forecast import bound_arcs, forecast_arcs
 from lensaudit.injection.hosts import HostMatcher, match_conditions, swap_hosts
 from lensaudit.injection.inject import MAX_CLUMPS, host_rows, measure_injections
@@ -125,6 +126,13 @@ def draw_grid(hosts, grid, seed, prior="collett", config=None, workers=1):
     return pd.concat(tables, ignore_index=True).sort_values("injection_id").reset_index(drop=True)
 
 
+def draw_brief(hosts, n_per_cell, seed, prior="brief_grid", config=None, workers=1):
+    """Draw a prior's own grid, theta_E x source-lens magnitude difference x source size; see `cells.plan_brief`."""
+    prior, config = load_prior(prior), config or Config()
+    plan = plan_brief(hosts, n_per_cell, seed, prior)
+    return _draw_sharded(plan["injection_id"].to_numpy(), plan, hosts, seed, "injection/brief", prior, config, workers)
+
+
 def _draw_sharded(ids, plan, hosts, seed, name, prior, config, workers):
     """Draw the accepted rows of all ids, in blocks."""
     blocks = np.array_split(np.arange(len(ids)), max(1, min(len(ids) // 2048, 64)))
@@ -148,7 +156,8 @@ def _draw_block(shard, hosts, seed, name, prior, config):
     matcher = HostMatcher(hosts) if plan is None and tied else None
     work = {"injection_id": np.asarray(ids)}
     if plan is not None:
-        work |= {k: plan[k].to_numpy() for k in ("cell", "theta_E", "row", "untied")}
+        names = ("cell", "theta_E", "row", "untied", "log_q", "mag_source_r", "source_R")
+        work |= {k: plan[k].to_numpy() for k in names if k in plan}
     if plan is not None and tied:
         z_lens = _clip_redshift(fields["z_phot"][work["row"]], prior)
         work["sources"] = tabulate_sources(work["theta_E"], z_lens, np.log10(fields["sigma_v"][work["row"]]), prior)
@@ -176,7 +185,7 @@ def _run_round(work, attempt, tries, matcher, fields, hosts, seed, name, prior, 
     section, accepted = config.injection, []
     while len(owner):
         first = np.append(True, owner[1:] != owner[:-1])
-        measured = _measure({k: v[first] for k, v in table.items()}, ids[owner[first]], hosts, config, seed)
+        measured = _measure({k: v[first] for k, v in table.items()}, ids[owner[first]], hosts, prior, config, seed)
         good = np.ones(len(measured), dtype=bool)
         if prior["cuts"]["selection"]:
             bright = measured["arc_snr_true"] > section.min_arc_snr_true
@@ -187,12 +196,13 @@ def _run_round(work, attempt, tries, matcher, fields, hosts, seed, name, prior, 
     return [part for part in accepted if len(part)]
 
 
-def _measure(columns, ids, hosts, config, seed):
+def _measure(columns, ids, hosts, prior, config, seed):
     """Return the injection table of the proposals, rendered."""
     row = columns.pop("row")
     own = hosts.iloc[row]
     names = {k: own[k].to_numpy() for k in ("host_index", "galaxy_id", "brickname")}
     table = pd.DataFrame({"injection_id": ids, **names, **columns})
+    table["log_q"] += measure_source_density(table, prior)
     used = hosts.iloc[np.unique(row)]
     return add_brightness(measure_injections(table, used, config, seed), used)
 
@@ -232,7 +242,7 @@ def _propose(u, owner, work, matcher, fields, prior, config):
         if "row" in work:
             out |= {k: work[k][owner] for k in ("cell", "theta_E", "row", "untied")}
             out["weight"] = np.where(out["untied"] & (d["kind"] == "vdf"), 0.0, 1.0)
-            out["log_q"] = np.zeros(n)
+            out["log_q"] = work["log_q"][owner] if "log_q" in work else np.zeros(n)
         else:
             weight = np.cumsum(fields["deployment_weight"])
             out["row"] = np.minimum(np.searchsorted(weight, u[:, 4] * weight[-1], side="right"), len(weight) - 1)
@@ -246,14 +256,15 @@ def _propose(u, owner, work, matcher, fields, prior, config):
     keep = (out["row"] >= 0) & (out["z_source"] > out["z_lens"])
     out, u = {k: v[keep] for k, v in out.items()}, u[keep]
     source = draw_sources(u[:, 5:14], out["z_source"], prior)
-    out["log_q"] = out["log_q"] + source.pop("log_q")
+    if "mag_source_r" in work:  # a grid that sets the source's magnitude and size
+        shift = work["mag_source_r"][owner[keep]] - source["mag_source_r"]
+        source |= {f"mag_source_{b}": source[f"mag_source_{b}"] + shift for b in BANDS}
+        source["source_R"] = work["source_R"][owner[keep]]
     out |= source
     keep = _can_pass(out, fields, prior, config)
     out, u = {k: v[keep] for k, v in out.items()}, u[keep]
     own = {k: fields[k][out["row"]] for k in ("q_light", "phi_light")}
-    geometry = _draw_geometry(u[:, 14:], out, own, prior, config)
-    out["log_q"] = out["log_q"] + geometry.pop("log_q")
-    out |= geometry
+    out |= _draw_geometry(u[:, 14:], out, own, prior, config)
     keep = _can_pass(out, fields, prior, config)
     return {k: v[keep] for k, v in out.items()}
 
@@ -287,30 +298,28 @@ def _draw_z_source(u, owner, work, prior):
 
 
 def _draw_geometry(u, table, own, prior, config):
-    """Draw source position, mass shape tied to the light, shear and the PSF's nuisance beta from 7 uniforms.
-
-    log_q covers the position alone: shape and shear are drawn alike from all named priors, given the host.
-    """
+    """Draw source position, mass shape tied to the light, shear and the PSF's nuisance beta from 7 uniforms."""
     d = prior["deflector"]
     low, high = prior["source"]["position"]
     radius = table["theta_E"] * np.sqrt(low**2 + (high**2 - low**2) * u[:, 0])
     angle = 2.0 * np.pi * u[:, 1]
-    a, b = d["axis_ratio"]
     light, phi = own["q_light"], own["phi_light"]
-    # A round light profile says nothing of the mass's angle, so that q comes from the population.
-    free = draw_axis_ratio(u[:, 2], np.maximum(a - b * table["sigma_v"], 0.05))
-    tied = np.clip(light + d["axis_ratio_scatter"] * ndtri(np.clip(u[:, 2], 1e-9, 1 - 1e-9)), 0.2, 1.0)
-    round_light = light > 0.97
-    spread = np.minimum(d["angle_scatter"] * 0.3 / np.maximum(1.0 - light, 0.03), 1.5)
-    turned = phi + spread * ndtri(np.clip(u[:, 3], 1e-9, 1 - 1e-9))
+    if "axis_ratio_range" in d:
+        q, phi = d["axis_ratio_range"][0] + np.ptp(d["axis_ratio_range"]) * u[:, 2], np.pi * u[:, 3]
+    else:
+        # A round light profile says nothing of the mass's angle, so that q comes from the population.
+        a, b = d["axis_ratio"]
+        free = draw_axis_ratio(u[:, 2], np.maximum(a - b * table["sigma_v"], 0.05))
+        tied = np.clip(light + d["axis_ratio_scatter"] * ndtri(np.clip(u[:, 2], 1e-9, 1 - 1e-9)), 0.2, 1.0)
+        spread = np.minimum(d["angle_scatter"] * 0.3 / np.maximum(1.0 - light, 0.03), 1.5)
+        turned = phi + spread * ndtri(np.clip(u[:, 3], 1e-9, 1 - 1e-9))
+        q, phi = np.where(light > 0.97, free, tied), np.where(light > 0.97, np.pi * u[:, 3], turned)
     shear = d["shear"] * np.clip(ndtri(np.clip(u[:, 4:6], 1e-9, 1 - 1e-9)), -4.0, 4.0)
     betas = np.asarray(config.injection.psf_betas)
     return {
         "source_x": radius * np.cos(angle), "source_y": radius * np.sin(angle),
-        "q": np.where(round_light, free, tied), "phi": np.where(round_light, np.pi * u[:, 3], turned),
-        "gamma1": shear[:, 0], "gamma2": shear[:, 1],
+        "q": q, "phi": phi, "gamma1": shear[:, 0], "gamma2": shear[:, 1],
         "psf_beta": betas[np.minimum((u[:, 6] * len(betas)).astype(int), len(betas) - 1)],
-        "log_q": -np.log(np.pi * (high**2 - low**2) * table["theta_E"] ** 2),
     }  # fmt: skip
 
 

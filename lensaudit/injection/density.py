@@ -1,0 +1,163 @@
+"""Densities of the named priors, so that injections drawn from one can be weighed as if drawn from another.
+
+`log_q` of an injection table is the log density of its row under its own proposal, in `VARIABLES`, given the host and
+its redshift; `measure_density` is the same of any table under any prior. Weights are exp(measure_density - log_q).
+
+Not covered, because all priors draw them alike given the host: the host itself, z_lens, the mass's axis ratio, angle
+and shear, the source's angle, the places of clumps and the PSF's beta. Cuts only take rows away: they change a density
+by a constant, which weights that are normalised to their sum do not know. In the grid the density is that inside the
+row's cell.
+"""
+
+import numpy as np
+
+from lensaudit.injection.population import (
+    WAVELENGTH,
+    distance_modulus,
+    mean_log_size,
+    parent_density,
+    source_magnitude,
+    source_number,
+)
+
+VARIABLES = ("theta_E", "z_source", "mag_source_r", "g-r", "r-z", "log10 source_R", "source_q", "source_n", "n_clumps",
+             "clump_fraction", "source_x", "source_y")  # fmt: skip
+COLOUR_KERNEL = 0.05  # mag; a population's colours lie on a curve at given z, so that they are widened by this
+
+
+def measure_density(table, prior):
+    """Return the log density of rows under a prior, in `VARIABLES`, given host and z_lens; -inf outside it.
+
+    Parameters
+    ----------
+    table : mapping of str to array_like of shape (N,)
+        Injection table.
+    prior : dict
+
+    Returns
+    -------
+    ndarray of shape (N,)
+
+    Notes
+    -----
+    For a prior with a velocity-dispersion function theta_E and z_source have the joint density of multiply imaging
+    systems at z_lens; the others are uniform in both.
+    """
+    d, s = prior["deflector"], prior["source"]
+    theta, z_source = (np.asarray(table[k], dtype=np.float64) for k in ("theta_E", "z_source"))
+    if d["kind"] == "vdf":
+        lens = parent_density(theta, np.asarray(table["z_lens"], dtype=np.float64), z_source, prior)
+    else:
+        lens = _log_uniform(theta, d["theta_E"]) + _log_uniform(z_source, s["z"])
+    return lens + measure_source_density(table, prior)
+
+
+def measure_source_density(table, prior):
+    """Return the part of `measure_density` that the source makes, given theta_E and z_source."""
+    s = prior["source"]
+    t = {k: np.asarray(table[k], dtype=np.float64)
+         for k in ("theta_E", "z_source", "mag_source_g", "mag_source_r", "mag_source_z", "source_R", "source_q",
+                   "source_n", "n_clumps", "clump_fraction", "source_x", "source_y")}  # fmt: skip
+    g_r, r_z = t["mag_source_g"] - t["mag_source_r"], t["mag_source_r"] - t["mag_source_z"]
+    if s["kind"] == "population":
+        out = _population_density(t, g_r, r_z, prior)
+    else:
+        out = _log_uniform(t["mag_source_r"], s["mag_r"]) + _log_normal(g_r, *s["g_r"]) + _log_normal(r_z, *s["r_z"])
+        out = out + _log_uniform(t["source_R"], s["radius"]) + np.log(t["source_R"] * np.log(10.0))
+    if "axis_ratio_range" in s:
+        out = out + _log_uniform(t["source_q"], s["axis_ratio_range"])
+    else:
+        out = out + _log_rayleigh(1.0 - t["source_q"], s["axis_ratio_scale"])
+    clumpy, (first, last) = t["n_clumps"] > 0, s["clumps"]
+    share = np.where(clumpy, s["clumpy_fraction"] / (last - first + 1), 1.0 - s["clumpy_fraction"])
+    inside = ~clumpy | ((t["n_clumps"] >= first) & (t["n_clumps"] <= last))
+    with np.errstate(divide="ignore"):
+        out = out + np.log(np.where(inside, share, 0.0))
+    out = out + np.where(clumpy, _log_uniform(t["clump_fraction"], s["clump_fraction"]), 0.0)
+    low, high = s["position"]
+    beta = np.hypot(t["source_x"], t["source_y"]) / np.maximum(t["theta_E"], 1e-12)
+    where = np.where((beta >= low) & (beta <= high), 1.0, 0.0) / (np.pi * (high**2 - low**2) * t["theta_E"] ** 2)
+    with np.errstate(divide="ignore"):
+        return out + _log_uniform(t["source_n"], s["index"]) + np.log(where)
+
+
+def weigh_prior(table, prior):
+    """Return weights, of mean 1, that turn a table's draws into draws from another prior, and Kish's n_eff.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Injection table with log_q.
+    prior : dict
+
+    Returns
+    -------
+    (ndarray of shape (N,), float)
+        All zero, and n_eff = 0, where the prior has no support among the draws.
+    """
+    log = measure_density(table, prior) - np.asarray(table["log_q"], dtype=np.float64)
+    log = np.where(np.isfinite(log), log, -np.inf)
+    if not len(log) or not np.isfinite(log.max()):
+        return np.zeros(len(log)), 0.0
+    weight = np.exp(log - log.max())
+    return weight / weight.mean(), float(weight.sum() ** 2 / (weight**2).sum())
+
+
+def _log_uniform(value, limits):
+    low, high = limits
+    with np.errstate(divide="ignore"):
+        return np.log(np.where((value >= low) & (value <= high), 1.0, 0.0) / (high - low))
+
+
+def _log_normal(value, mean, scatter):
+    return -0.5 * ((value - mean) / scatter) ** 2 - np.log(scatter * np.sqrt(2.0 * np.pi))
+
+
+def _log_rayleigh(value, scale, top=0.8):
+    """Return the log density of a Rayleigh deviate below `top`."""
+    norm = 1.0 - np.exp(-0.5 * (top / scale) ** 2)
+    with np.errstate(divide="ignore"):
+        inside = np.where((value >= 0.0) & (value <= top + 1e-9), value, 0.0)
+        return np.log(inside / scale**2 / norm) - 0.5 * (value / scale) ** 2
+
+
+def _population_density(t, g_r, r_z, prior):
+    """Return the log density in r magnitude, two colours and log10 R at given z_source.
+
+    Notes
+    -----
+    Colours are linear in the ultraviolet slope and the break, both normal, so they are bivariate normal, widened by
+    `COLOUR_KERNEL`. Magnitude and size follow at the slope and break that the colours say, the rest of their scatter
+    added to that of the size and of the magnitude. The break's floor at 0 (5 per cent of the draws) is left out.
+    """
+    s, z = prior["source"], t["z_source"]
+    centre, scatter = (np.array([s[k][i] for k in ("uv_slope", "balmer_break")]) for i in (0, 1))
+
+    def magnitudes(slope, jump):
+        mags = [source_magnitude(0.0, z, WAVELENGTH[b], slope, jump, prior) for b in ("g", "r", "z")]
+        v = source_magnitude(0.0, z, 5500.0 * (1.0 + z), slope, jump, prior)
+        v = v - distance_modulus(z, prior) + 2.5 * np.log10(1.0 + z)
+        return np.stack([mags[0] - mags[1], mags[1] - mags[2], mags[1], v])
+
+    base = magnitudes(*centre)
+    steps = np.stack([magnitudes(centre[0] + 1.0, centre[1]) - base, magnitudes(centre[0], centre[1] + 1.0) - base], 1)
+    steps = (steps * scatter[None, :, None]).transpose(2, 0, 1)  # (N, 4, 2), per standard deviation
+    colours, rest = steps[:, :2], steps[:, 2:]
+    covariance = colours @ colours.transpose(0, 2, 1) + COLOUR_KERNEL**2 * np.eye(2)
+    offset = np.stack([g_r - base[0], r_z - base[1]], axis=1)[:, :, None]
+    solved = np.linalg.solve(covariance, offset)
+    log_colour = -0.5 * (offset * solved).sum(axis=(1, 2)) - 0.5 * np.log(np.linalg.det(covariance)) - np.log(2 * np.pi)
+    latent = colours.transpose(0, 2, 1) @ solved
+    left = np.eye(2) - colours.transpose(0, 2, 1) @ np.linalg.solve(covariance, colours)
+    shift = (rest @ latent)[:, :, 0]
+    spread = rest @ left @ rest.transpose(0, 2, 1)
+    M_uv = t["mag_source_r"] - base[2] - shift[:, 0]
+    size = mean_log_size(M_uv + base[3] + shift[:, 1], z, prior)
+    width = np.sqrt(s["size_scatter"] ** 2 + np.maximum(spread[:, 1, 1], 0.0) / 16.0)
+    # The luminosity function ends where the prior's sample does; colours do not say M_uv to better than this.
+    blur = np.sqrt(np.maximum(spread[:, 0, 0], 0.0) + COLOUR_KERNEL**2)
+    nodes, share = np.polynomial.hermite_e.hermegauss(9)
+    number = sum(s * source_number(M_uv + blur * node, z, prior) for node, s in zip(nodes, share, strict=True))
+    with np.errstate(divide="ignore"):
+        log_number = np.log(number / share.sum())
+    return log_number + log_colour + _log_normal(np.log10(t["source_R"]), size, width)
