@@ -235,6 +235,11 @@ def run(args):
         for index in INDICES:
             chosen = ~from_prior & good & (radius == R) & (n == index)
             print(summarise(f"strata, R_e = {radius:g}, n = {index:g}", chosen, errors))
+    print("worst rows of the prior:")
+    for k in np.argsort(-np.where(from_prior & good, errors[0], -1.0))[:5]:
+        row = table.iloc[k]
+        print(f"  injection {row['injection_id']}: residual {errors[0][k]:.1e}, flux {errors[2][k]:.1e}; R_e = {R[k]:.3f}, "
+              f"n = {n[k]:.2f}, theta_E = {row['theta_E']:.2f}, n_clumps = {row['n_clumps']}")  # fmt: skip
     lost = table.loc[~good]
     print(f"references that do not stand still: {len(lost)} of {len(table)}")
     for _, row in lost.iterrows():
