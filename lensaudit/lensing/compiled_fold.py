@@ -1,10 +1,11 @@
 """Colour groups to convolved, folded bands on one processor core: the compiled twin of `render`'s torch code."""
 
-import numba
 import numpy as np
 
+from lensaudit.lensing.compiled import compile_scalar
 
-@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+
+@compile_scalar
 def fold_bands(spectrum, first, second, plane, quarter, out):
     """Weigh, convolve and fold spectra, without any array in between.
 

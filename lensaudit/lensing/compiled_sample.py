@@ -2,15 +2,14 @@
 
 import math
 
-import numba
 import numpy as np
 
-from lensaudit.lensing.compiled import deflect_prepared, prepare_lens
+from lensaudit.lensing.compiled import compile_scalar, deflect_prepared, prepare_lens
 from lensaudit.lensing.compiled_sources import evaluate_profile, evaluate_stamp
 from lensaudit.lensing.quadrature import CELL, NODES, WEIGHTS
 
 JIT = {"nogil": True, "cache": True, "error_model": "numpy"}
-@numba.njit(**JIT)
+@compile_scalar
 def bound_stretch(x, y, p, cos, sin, shear):
     """Return a bound on how much longer a short step at (x, y) becomes in the source plane."""
     u, v = x * cos + y * sin, y * cos - x * sin
@@ -24,7 +23,7 @@ def bound_stretch(x, y, p, cos, sin, shear):
     return out
 
 
-@numba.njit(**JIT)
+@compile_scalar
 def measure_panel(bx, by, side, c, panel_width):
     """Return the width of a panel over the widest a component allows there, -1 where it is negligible.
 
@@ -50,7 +49,7 @@ def measure_panel(bx, by, side, c, panel_width):
     return 2.0 * wanted if c[6] <= 1.0 and distance < 0.3 else wanted
 
 
-@numba.njit(**JIT)
+@compile_scalar
 def fill_spline(t, weights):
     """Fill the cubic B-spline weights of the five samples about a cell's for a node at `t` cells from its centre."""
     for m in range(5):
@@ -63,7 +62,7 @@ def fill_spline(t, weights):
             weights[m] = 0.0
 
 
-@numba.njit(**JIT)
+@compile_scalar
 def sample_stamp(p, components, planes, inner, coefficients, size, depth, panel_width, out):
     """Add the light of one stamp to its maps; arguments as `sample_stamps`, one stamp's rows."""
     lens = prepare_lens(p)
@@ -168,7 +167,7 @@ def sample_stamp(p, components, planes, inner, coefficients, size, depth, panel_
                             out[plane, (i + a - 2) % grid, (j + b - 2) % grid] += local[plane, a, b]
 
 
-@numba.njit(**JIT)
+@compile_scalar
 def sample_stamps(lenses, components, start, planes, second, inner, coefficients, size, depth, panel_width, out):
     """Fill the maps of a batch; see `sample.sample_maps`.
 
