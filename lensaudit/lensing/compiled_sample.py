@@ -8,7 +8,7 @@ from lensaudit.lensing.compiled import compile_scalar, deflect_prepared, prepare
 from lensaudit.lensing.compiled_sources import evaluate_profile, evaluate_stamp
 from lensaudit.lensing.quadrature import CELL, NODES, WEIGHTS
 
-JIT = {"nogil": True, "cache": True, "error_model": "numpy"}
+
 @compile_scalar
 def bound_stretch(x, y, p, cos, sin, shear):
     """Return a bound on how much longer a short step at (x, y) becomes in the source plane."""

@@ -6,7 +6,6 @@ two samples per pixel with cubic B-splines, whose transfer function is divided o
 keeps its place inside a cell, which plain sampling at any fixed number of samples per pixel loses.
 """
 
-
 import numpy as np
 import torch
 
