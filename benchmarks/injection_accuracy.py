@@ -238,12 +238,12 @@ def run(args):
     print("worst rows of the prior:")
     for k in np.argsort(-np.where(from_prior & good, errors[0], -1.0))[:5]:
         row = table.iloc[k]
-        print(f"  injection {row['injection_id']}: residual {errors[0][k]:.1e}, flux {errors[2][k]:.1e}; R_e = {R[k]:.3f}, "
-              f"n = {n[k]:.2f}, theta_E = {row['theta_E']:.2f}, n_clumps = {row['n_clumps']}")  # fmt: skip
+        print(f"  injection {row['injection_id']:.0f}: residual {errors[0][k]:.1e}, flux {errors[2][k]:.1e}; "
+              f"R_e = {R[k]:.3f}, n = {n[k]:.2f}, theta_E = {row['theta_E']:.2f}, {row['n_clumps']:.0f} clumps")  # fmt: skip
     lost = table.loc[~good]
     print(f"references that do not stand still: {len(lost)} of {len(table)}")
     for _, row in lost.iterrows():
-        print(f"  injection {row['injection_id']}: R_e = {row['source_R']:.3f}, n = {row['source_n']:g}")
+        print(f"  injection {row['injection_id']:.0f}: R_e = {row['source_R']:.3f}, n = {row['source_n']:g}")
     same, binning = measure_same_points(table, host, args.seed), measure_binning(table, host, args.seed)
     print(f"float32 against float64, largest: {rounding.max():.1e} of the peak")
     print(f"brightness at the same points, float64, largest difference: {same:.1e} of the peak")
