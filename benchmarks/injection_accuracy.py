@@ -237,9 +237,9 @@ def run(args):
             print(summarise(f"strata, R_e = {radius:g}, n = {index:g}", chosen, errors))
     print("worst rows of the prior:")
     for k in np.argsort(-np.where(from_prior & good, errors[0], -1.0))[:5]:
-        row = table.iloc[k]
-        print(f"  injection {row['injection_id']:.0f}: residual {errors[0][k]:.1e}, flux {errors[2][k]:.1e}; "
-              f"R_e = {R[k]:.3f}, n = {n[k]:.2f}, theta_E = {row['theta_E']:.2f}, {row['n_clumps']:.0f} clumps")  # fmt: skip
+        row, errors_of = table.iloc[k], f"residual {errors[0][k]:.1e}, flux {errors[2][k]:.1e}"
+        print(f"  injection {row['injection_id']:.0f}: {errors_of}; R_e = {R[k]:.3f}, n = {n[k]:.2f}, "
+              f"theta_E = {row['theta_E']:.2f}, {row['n_clumps']:.0f} clumps")  # fmt: skip
     lost = table.loc[~good]
     print(f"references that do not stand still: {len(lost)} of {len(table)}")
     for _, row in lost.iterrows():
