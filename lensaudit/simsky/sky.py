@@ -126,6 +126,8 @@ def _gather_galaxies(seed, bricks, sky, found, spectroscopic, undiscovered, wron
         companions, moved[:, 0] + distance * np.cos(angle) / np.cos(np.radians(moved[:, 1])), field["ra"]
     )
     field["brick"] = moved[:, 2].astype(int)
+    alone = ~companions
+    alone[mate[companions]] = False
     stars = _scatter(rng, _draw_star_rows(rng, len(bricks)), bricks)
     hidden = _scatter(rng, undiscovered, bricks)
     parts = [field, stars, hidden]
@@ -135,7 +137,25 @@ def _gather_galaxies(seed, bricks, sky, found, spectroscopic, undiscovered, wron
             table.assign(ra=table["ra"] + offset[0] / np.cos(np.radians(table["dec"])), dec=table["dec"] + offset[1])
         )
     parts.append(_draw_wrong(rng, wrong))
+    _move_companions(make_stream(seed, "simsky/companions"), field, alone, parts[2:], p["companion_fraction"])
     return pd.concat(parts, ignore_index=True)
+
+
+def _move_companions(rng, field, alone, tables, fraction):
+    # Moves lone galaxies, in place, beside objects that keep their positions: lenses of all kinds and wrong entries. A
+    # field galaxy has a companion when it was moved or another was moved to it, 2 f (1 - f) in all; what cannot move is
+    # visited that often. A companion comes from the same brick, so that the number and order of a brick's objects,
+    # and with them all later draws, stay as they were.
+    fixed = pd.concat([t[["ra", "dec", "brick"]] for t in tables], ignore_index=True)
+    fixed = fixed[rng.random(len(fixed)) < 2 * fraction * (1 - fraction)]
+    fixed = fixed.assign(turn=fixed.groupby("brick").cumcount(), target=fixed.index)
+    free = pd.DataFrame({"row": rng.permutation(np.flatnonzero(alone))})
+    free["brick"] = field["brick"].to_numpy()[free["row"]]
+    pairs = fixed.merge(free.assign(turn=free.groupby("brick").cumcount()), on=["brick", "turn"]).sort_values("target")
+    distance, angle = rng.uniform(1.5, 6.0, len(pairs)) / 3600.0, rng.uniform(0, 2 * np.pi, len(pairs))
+    row, ra, dec = (pairs[name].to_numpy() for name in ("row", "ra", "dec"))
+    field.loc[row, "dec"] = dec + distance * np.sin(angle)
+    field.loc[row, "ra"] = ra + distance * np.cos(angle) / np.cos(np.radians(dec))
 
 
 def _draw_wrong(rng, wrong):

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from astropy.io import fits
+from scipy.spatial import cKDTree
 
 from lensaudit import survey
 from lensaudit.artifacts import Stage, UserError, read_json, read_table
@@ -104,6 +105,51 @@ def test_lens_truth_is_physical(small):
     assert ratio.between(0.4, 1.0).all()  # extinction only
     assert 0.002 < summary["n_undiscovered"] / summary["n_z20"] < 0.03
     assert 0.005 < summary["accepted_fraction"] < 0.10
+
+
+def count_neighbours(table):
+    """Number of other galaxies at 1.5-6 arcsec of each row."""
+    tree = cKDTree(tables.unit_vectors(table["ra"], table["dec"]))
+    inner, outer = (np.array([len(r) for r in tree.query_ball_point(tree.data, np.radians(d / 3600.0))])
+                    for d in (1.5, 6.0))  # fmt: skip
+    return outer - inner
+
+
+def test_lenses_have_companions_as_often_as_field_galaxies():
+    # 250 bricks with 4 lenses or wrong entries of each kind: rates of about 8 per cent, half of it by chance.
+    config, rng = load_config("smoke"), np.random.default_rng(5)
+    box = pd.DataFrame({"ra1": 10.0 + 0.25 * np.arange(250), "dec1": -5.0})
+    box = box.assign(ra2=box["ra1"] + 0.25, dec2=box["dec1"] + 0.25)
+    spots = {}
+    for name in ("found", "spectroscopic", "undiscovered", "wrong"):
+        table = sky._scatter(rng, pd.DataFrame({"brick": np.repeat(np.arange(250), 4)}), box)
+        spots[name] = table.assign(quarter=sky._find_quarter(table, box), role=name)
+    full = dataclasses.replace(config.sky, galaxies_per_brick=(200, 220))
+    galaxies = sky._gather_galaxies(1, box, full, *spots.values())
+    galaxies = galaxies[galaxies["kind"] != "star"].reset_index(drop=True)
+    beside = count_neighbours(galaxies) > 0
+    early = galaxies["role"].isna() & (galaxies["n_sersic"] > 2)
+    expected, n_early = beside[early].mean(), early.sum()
+    for own in (galaxies["role"].notna(), *(galaxies["role"] == name for name in spots)):
+        sigma = np.sqrt(expected * (1 - expected) * (1 / own.sum() + 1 / n_early))
+        assert abs(beside[own].mean() - expected) < 3 * sigma, galaxies["role"][own].unique()
+
+
+def test_companions_of_lenses_are_in_their_stamps(small):
+    config, folder, _ = small
+    truth, source = read(folder, "truth/galaxies"), SkyPixels(folder, config.seed)
+    points = tables.unit_vectors(truth["ra"], truth["dec"])
+    lens = np.flatnonzero(truth["is_lens"])
+    near = cKDTree(points).query_ball_point(points[lens], np.radians(6.0 / 3600.0))
+    pairs = [(i, j) for i, rows in zip(lens, near, strict=True) for j in rows if j != i]
+    assert len(pairs) > 1 and all(truth["brickid"][i] == truth["brickid"][j] for i, j in pairs)
+    for i, j in pairs[:3]:
+        whole, _ = source.draw_noiseless(truth["galaxy_id"][i])
+        bright = source._tables["flux_r"]
+        source._tables["flux_r"] = np.where(np.arange(len(truth)) == j, 0.0, bright)
+        without, _ = source.draw_noiseless(truth["galaxy_id"][i])
+        source._tables["flux_r"] = bright
+        assert (whole[1] - without[1]).sum() == pytest.approx(bright[j], rel=0.1)  # wings leave the stamp
 
 
 def test_wrong_entries_are_confusers(small):
