@@ -6,7 +6,9 @@ import numpy as np
 
 from lensaudit.lensing.compiled import compile_scalar, deflect_prepared, prepare_lens
 from lensaudit.lensing.compiled_sources import evaluate_profile, evaluate_stamp
-from lensaudit.lensing.quadrature import CELL, NODES, WEIGHTS
+from lensaudit.lensing.quadrature import CELL, NODES, WEIGHTS, tabulate_splines
+
+SPLINES = tabulate_splines()
 
 
 @compile_scalar
@@ -50,19 +52,6 @@ def measure_panel(bx, by, side, c, panel_width):
 
 
 @compile_scalar
-def fill_spline(t, weights):
-    """Fill the cubic B-spline weights of the five samples about a cell's for a node at `t` cells from its centre."""
-    for m in range(5):
-        d = abs(t - (m - 2))
-        if d < 1.0:
-            weights[m] = 2.0 / 3.0 - d * d * (1.0 - 0.5 * d)
-        elif d < 2.0:
-            weights[m] = (2.0 - d) ** 3 / 6.0
-        else:
-            weights[m] = 0.0
-
-
-@compile_scalar
 def sample_stamp(p, components, planes, inner, coefficients, size, depth, panel_width, out):
     """Add the light of one stamp to its maps; arguments as `sample_stamps`, one stamp's rows."""
     lens = prepare_lens(p)
@@ -71,7 +60,7 @@ def sample_stamp(p, components, planes, inner, coefficients, size, depth, panel_
     stack_x, stack_y = np.empty(4 * depth + 8), np.empty(4 * depth + 8)
     stack_level, stack_mask = np.empty(4 * depth + 8, dtype=np.int64), np.empty(4 * depth + 8, dtype=np.int64)
     local, light = np.empty((2, 5, 5)), np.empty((2, 3, 3))
-    rows, columns = np.empty((3, 5)), np.empty((3, 5))
+    line = np.empty(5)
     farthest = 0.0
     for k in range(n_components):
         farthest = max(farthest, math.hypot(components[k, 0], components[k, 1]) + components[k, 14])
@@ -130,8 +119,6 @@ def sample_stamp(p, components, planes, inner, coefficients, size, depth, panel_
                 n_nodes, share, present = order + 2, width * width, 0
                 for a in range(n_nodes):
                     y = y_cell + (v + NODES[order, a] * width) * CELL
-                    fill_spline(v + NODES[order, a] * width, rows[a])
-                    fill_spline(u + NODES[order, a] * width, columns[a])
                     for b in range(n_nodes):
                         x = x_cell + (u + NODES[order, b] * width) * CELL
                         ax, ay = deflect_prepared(x, y, lens)
@@ -151,15 +138,27 @@ def sample_stamp(p, components, planes, inner, coefficients, size, depth, panel_
                                 light[planes[k], a, b] += value * share * WEIGHTS[order, a] * WEIGHTS[order, b]
                                 present |= 1 << planes[k]
                 touched |= present
+                panels = 2**level  # of this width along the cell's axes
+                first_row, first_column = panels - 1 + int((v + 0.5) * panels), panels - 1 + int((u + 0.5) * panels)
                 for plane in range(2):
                     if present >> plane & 1:
-                        for b in range(5):
-                            for a in range(n_nodes):
-                                total = light[plane, a, 0] * columns[0, b] + light[plane, a, 1] * columns[1, b]
-                                if n_nodes == 3:
-                                    total += light[plane, a, 2] * columns[2, b]
-                                for m in range(5):
-                                    local[plane, m, b] += total * rows[a, m]
+                        for a in range(n_nodes):
+                            for b in range(5):
+                                total = 0.0
+                                for m in range(n_nodes):
+                                    total += light[plane, a, m] * SPLINES[first_column, order, m, b]
+                                line[b] = total
+                            for m in range(5):
+                                weight = SPLINES[first_row, order, a, m]
+                                for b in range(5):
+                                    local[plane, m, b] += weight * line[b]
+            if 2 <= i < grid - 2 and 2 <= j < grid - 2:
+                for plane in range(out.shape[0]):
+                    if touched >> plane & 1:
+                        for a in range(5):
+                            for b in range(5):
+                                out[plane, i + a - 2, j + b - 2] += local[plane, a, b]
+                continue
             for plane in range(out.shape[0]):
                 if touched >> plane & 1:
                     for a in range(5):
