@@ -17,7 +17,8 @@ from lensaudit.artifacts import UserError, hash_object
 from lensaudit.audit.recovery import KernelModel, Scaler, fit_model, fit_scaler
 from lensaudit.audit.two_sample import find_power, frechet_distance, probe_classes, weighted_ks
 from lensaudit.constants import BANDS
-from lensaudit.injection.inject import inject, remove_lens
+from lensaudit.injection.controls import remove_lens
+from lensaudit.injection.inject import inject
 from lensaudit.photometry import depth_to_sigma
 
 TARGET_COLUMNS = ("arc_radius", "psfsize_r", "depth_r", "mag_host")

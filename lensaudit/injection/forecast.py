@@ -11,6 +11,8 @@ import numpy as np
 from numba import njit
 
 from lensaudit import photometry
+from lensaudit.constants import PIXEL_SCALE
+from lensaudit.injection.inject import host_rows
 
 # An exponential disc of half-light radius 1 as three Gaussians: share and sigma, least squares in the profile.
 SHARES, WIDTHS = (0.0402, 0.3615, 0.5983), (0.2083, 0.5653, 1.1954)
@@ -89,6 +91,23 @@ def bound_arcs(table, psfsize, point_snr):
     mu = 1.0 + 3.4 * theta_E / size
     seeing = psfsize / photometry.FWHM_OF_SIGMA
     return mu, point_snr * mu / np.sqrt(1.0 + 0.3 * mu * (table["source_R"] / seeing) ** 2)
+
+
+def add_brightness(table, hosts):
+    """Add arc_surface_brightness [mag/arcsec^2] to a measured table.
+
+    Notes
+    -----
+    The flux-weighted mean surface brightness of the noiseless r-band arc *after* the PSF, extinction removed:
+    sum f^2 / sum f per pixel area, with sum f^2 from arc_snr_true and sum f from mag_lensed_r.
+    """
+    own = host_rows(table, hosts)
+    flux = photometry.mag_to_flux(table["mag_lensed_r"].to_numpy()) * own["mw_transmission_r"].to_numpy()
+    sigma = photometry.depth_to_sigma(own["psfdepth_r"].to_numpy(), own["psfsize_r"].to_numpy())
+    square = (table["arc_snr_true"].to_numpy() * sigma) ** 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = square / flux / PIXEL_SCALE**2 / own["mw_transmission_r"].to_numpy()
+        return table.assign(arc_surface_brightness=22.5 - 2.5 * np.log10(mean))
 
 
 @_compile

@@ -14,12 +14,12 @@ from scipy.special import ndtri
 
 from lensaudit import photometry, rng
 from lensaudit.config import Config
-from lensaudit.constants import BANDS, PIXEL_SCALE
+from lensaudit.constants import BANDS
 from lensaudit.injection.cells import plan_brief, plan_grid, tabulate_sources
 from lensaudit.injection.density import measure_source_density
-from lensaudit.injection.forecast import bound_arcs, forecast_arcs
+from lensaudit.injection.forecast import add_brightness, bound_arcs, forecast_arcs
 from lensaudit.injection.hosts import HostMatcher, match_conditions, swap_hosts
-from lensaudit.injection.inject import MAX_CLUMPS, host_rows, measure_injections
+from lensaudit.injection.inject import MAX_CLUMPS, measure_injections
 from lensaudit.injection.population import (
     draw_axis_ratio,
     draw_parents,
@@ -28,11 +28,14 @@ from lensaudit.injection.population import (
     load_prior,
     theta_to_sigma,
 )
+from lensaudit.lensing.images import count_images
+from lensaudit.lensing.mass import pack_lens
 from lensaudit.shards import map_shards
 
 ROUNDS = (16, 48, 128, 256, 352)  # proposals per id; one without an accepted proposal after all is left out
 N_UNIFORMS = 21
 SLACK = 1.2  # the forecast may be this much too low before a proposal is thrown away without rendering
+ROUGH_SLACK = 1.6  # the same with a slope, multipoles or a subhalo, which the forecast does not know
 TWIN_IDS = 2_000_000_000  # ids of the sets start apart (grid: `cells.FIRST_ID`), so that no two share noise
 COLUMNS = (
     "injection_id", "host_index", "galaxy_id", "brickname", "cell", "theta_E", "q", "phi", "gamma1", "gamma2", "z_lens",
@@ -69,8 +72,8 @@ def draw_closure(hosts, n, seed, prior="collett", population="deflector", config
     Returns
     -------
     pandas.DataFrame
-        Injection table (`COLUMNS`). ``weight`` is 1: rows are equally likely draws; multiply with the host's
-        footprint_weight for survey averages. Ids without an accepted proposal are absent.
+        Injection table (`COLUMNS`; log_q: see `density`). ``weight`` is 1: rows are equally likely draws; multiply with
+        the host's footprint_weight for survey averages. Ids without an accepted proposal are absent.
     """
     prior, config = load_prior(prior), config or Config()
     ids = np.arange(first_id, first_id + n)
@@ -78,7 +81,7 @@ def draw_closure(hosts, n, seed, prior="collett", population="deflector", config
     if population == "deflector":
         return table
     swapped = swap_hosts(table, hosts, seed, population)
-    return _order_columns(add_brightness(measure_injections(swapped, hosts, config, seed), hosts))
+    return order_columns(add_brightness(measure_injections(swapped, hosts, config, seed), hosts))
 
 
 def draw_grid(hosts, grid, seed, prior="collett", config=None, workers=1):
@@ -107,7 +110,8 @@ def draw_grid(hosts, grid, seed, prior="collett", config=None, workers=1):
     p(sigma(theta_E, z_lens, z_source) | host); z_source then from that integrand, z_lens is the host's photo-z. At most
     `injection.max_per_host` per host and cell; where plausible hosts do not suffice, the remaining injections go to the
     most massive others and are ``untied`` with ``weight`` 0, and only then is the limit raised. Sources are the
-    prior's, multiply imaged and within the cuts of the fiducial prior.
+    prior's, multiply imaged and within the cuts of the fiducial prior. Source position and magnitude are independent
+    draws: one proposal in some 100 is accepted, and thinning evenly spread points so far leaves them as random.
     """
     prior, config = load_prior(prior), config or Config()
     limit, tables, used, missing = config.injection.max_per_host, [], {}, None
@@ -127,10 +131,14 @@ def draw_grid(hosts, grid, seed, prior="collett", config=None, workers=1):
 
 
 def draw_brief(hosts, n_per_cell, seed, prior="brief_grid", config=None, workers=1):
-    """Draw a prior's own grid, theta_E x source-lens magnitude difference x source size; see `cells.plan_brief`."""
+    """Draw a prior's own grid, theta_E x source-lens magnitude difference x source size; see `cells.plan_brief`.
+
+    log_q is NaN, as the grid sets what a prior would draw.
+    """
     prior, config = load_prior(prior), config or Config()
     plan = plan_brief(hosts, n_per_cell, seed, prior)
-    return _draw_sharded(plan["injection_id"].to_numpy(), plan, hosts, seed, "injection/brief", prior, config, workers)
+    ids = plan["injection_id"].to_numpy()
+    return _draw_sharded(ids, plan, hosts, seed, "injection/brief", prior, config, workers).assign(log_q=np.nan)
 
 
 def _draw_sharded(ids, plan, hosts, seed, name, prior, config, workers):
@@ -139,13 +147,13 @@ def _draw_sharded(ids, plan, hosts, seed, name, prior, config, workers):
     shards = [(ids[b], None if plan is None else plan.iloc[b]) for b in blocks if len(b)]
     task = functools.partial(_draw_block, hosts=hosts, seed=seed, name=name, prior=prior, config=config)
     parts = map_shards(task, shards, workers, f"drawing {name}" if len(shards) > 1 else "")
-    parts = [p for p in parts if len(p)]
-    if not parts:
+    if not any(map(len, parts)):
         return pd.DataFrame({c: [] for c in COLUMNS})
-    return _order_columns(pd.concat(parts, ignore_index=True).sort_values("injection_id").reset_index(drop=True))
+    return order_columns(pd.concat(parts).sort_values("injection_id").reset_index(drop=True))
 
 
-def _order_columns(table):
+def order_columns(table):
+    """Return the table's columns in their order, the optional ones last, others left out."""
     return table[[*COLUMNS, *(c for c in OPTIONAL if c in table)]]
 
 
@@ -205,23 +213,6 @@ def _measure(columns, ids, hosts, prior, config, seed):
     table["log_q"] += measure_source_density(table, prior)
     used = hosts.iloc[np.unique(row)]
     return add_brightness(measure_injections(table, used, config, seed), used)
-
-
-def add_brightness(table, hosts):
-    """Add arc_surface_brightness [mag/arcsec^2] to a measured table.
-
-    Notes
-    -----
-    The flux-weighted mean surface brightness of the noiseless r-band arc *after* the PSF, extinction removed:
-    sum f^2 / sum f per pixel area, with sum f^2 from arc_snr_true and sum f from mag_lensed_r.
-    """
-    own = host_rows(table, hosts)
-    flux = photometry.mag_to_flux(table["mag_lensed_r"].to_numpy()) * own["mw_transmission_r"].to_numpy()
-    sigma = photometry.depth_to_sigma(own["psfdepth_r"].to_numpy(), own["psfsize_r"].to_numpy())
-    square = (table["arc_snr_true"].to_numpy() * sigma) ** 2
-    with np.errstate(divide="ignore", invalid="ignore"):
-        mean = square / flux / PIXEL_SCALE**2 / own["mw_transmission_r"].to_numpy()
-        return table.assign(arc_surface_brightness=22.5 - 2.5 * np.log10(mean))
 
 
 def _clip_redshift(z_phot, prior):
@@ -326,13 +317,17 @@ def _draw_geometry(u, table, own, prior, config):
 def _forecast(table, fields, prior, config):
     """Add the multiplicity and drop proposals that cannot pass: singly imaged, or too faint for rendering to mend."""
     section, cuts = config.injection, prior["cuts"]
-    limits = (section.min_mu, section.min_arc_snr_true, SLACK) if cuts["selection"] else (0.0, 0.0, 1.0)
+    mass, limits = [k for k in OPTIONAL[:-1] if k in table], (0.0, 0.0, 1.0)
+    if cuts["selection"]:
+        limits = (section.min_mu, section.min_arc_snr_true, ROUGH_SLACK if mass else SLACK)
     own = {k: fields[k][table["row"]] for k in ("psfsize_r", "psfdepth_r", "mw_transmission_r")}
     arcs = forecast_arcs(table, own["psfsize_r"], _point_snr(table, own), *limits)
     keep = arcs["passed"] | (not cuts["selection"])
-    if cuts["multiply_imaged"]:
-        keep &= arcs["multiplicity"] >= 2
-    return {k: v[keep] for k, v in (table | {"multiplicity": arcs["multiplicity"]}).items()}
+    table = {k: v[keep] for k, v in (table | {"multiplicity": arcs["multiplicity"]}).items()}
+    if mass:
+        table["multiplicity"] = count_images(table["source_x"], table["source_y"], pack_lens(table))[0]
+    keep = (table["multiplicity"] >= 2) | (not cuts["multiply_imaged"])
+    return {k: v[keep] for k, v in table.items()}
 
 
 def predict_snr(table, psfsize, point_snr):
@@ -390,4 +385,4 @@ def make_twins(parameters, hosts, n, seed, config=None):
     table["source_R"], table["source_n"] = table["source_R"].clip(0.01, 5.0), table["source_n"].clip(0.4, 6.0)
     arcs = forecast_arcs(table, own["psfsize_r"], np.ones(len(table)))
     table = measure_injections(table.assign(multiplicity=arcs["multiplicity"]), hosts, config, seed)
-    return _order_columns(add_brightness(table, hosts)).assign(lens_id=lens_id)
+    return order_columns(add_brightness(table, hosts)).assign(lens_id=lens_id)

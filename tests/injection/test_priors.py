@@ -3,6 +3,7 @@
 import copy
 
 import numpy as np
+import pandas as pd
 import pytest
 from lenstronomy.LensModel.lens_model import LensModel
 from lenstronomy.Util.param_util import phi_q2_ellipticity
@@ -177,3 +178,17 @@ def test_bounds_lie_above_forecasts():
     sure = (out["mu"] > 3.0) & (out["snr"] > 4.0)
     assert few["passed"][sure].mean() > 0.995 and not few["passed"][~sure].any()
     assert ks_2samp(out["mu"][sure], few["mu"][sure]).statistic < 0.01
+
+
+def test_surface_brightness_is_that_of_a_known_image():
+    """A Gaussian image of flux F and width s has sum f^2 / sum f = F / (4 pi s^2)."""
+    sigma_pix, flux, width, dust = 0.003, 2.0, 0.8, 0.9
+    ivar = 1 / (4 * np.pi * (1.2 / 2.354820045 / 0.262) ** 2 * sigma_pix**2)
+    host = pd.DataFrame({"host_index": [0], "mw_transmission_r": [dust], "psfsize_r": [1.2], "psfdepth_r": [ivar]})
+    x = (np.arange(101) - 50) * 0.262
+    image = flux * dust * 0.262**2 / (2 * np.pi * width**2) * np.exp(-(x[:, None] ** 2 + x**2) / (2 * width**2))
+    table = pd.DataFrame({"injection_id": [0], "host_index": [0], "mag_lensed_r": [22.5 - 2.5 * np.log10(flux)],
+                          "arc_snr_true": [np.sqrt((image**2).sum()) / sigma_pix]})  # fmt: skip
+    expected = 22.5 - 2.5 * np.log10(flux / (4 * np.pi * width**2))
+    got = forecast.add_brightness(table, host)["arc_surface_brightness"][0]
+    assert got == pytest.approx(expected, abs=0.01)
