@@ -22,6 +22,7 @@ from lensaudit.lensing.sources import make_components, place_clumps
 MAX_CLUMPS = 6
 CLUMP_FRACTION = 0.3  # of the r-band flux when the table does not say
 CLUMP_COLOUR = 0.2  # mag in g-r and r-z by which clumps are bluer than the whole source (an assumption)
+STAMP_BYTES = 6e6  # of device memory per injection at `RENDER_SIZE`: cells, maps, spectra and what torch keeps of them
 PSF_MODES = ("moffat", "gaussian_psfsize")
 PARAMETERS = (
     "theta_E", "q", "phi", "gamma1", "gamma2", "source_x", "source_y", "source_R", "source_n", "source_q",
@@ -210,6 +211,14 @@ def pick_device(name="auto"):
     return torch.device(name)
 
 
+def choose_batch(device, size):
+    """Return how many injections to render together: 64 on a CPU, where more do not fit the cache, else by memory."""
+    if device.type == "cpu":
+        return 64
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(np.clip(0.5 * free / (STAMP_BYTES * (size / RENDER_SIZE) ** 2), 1, 4096))
+
+
 def render_table(table, hosts, config, seed, bands=BANDS, psf_mode="moffat", psf_images=None, panel_width=None,
                  dtype=torch.float32, batch_size=None, size=RENDER_SIZE, bank=None):  # fmt: skip
     """Render the noiseless arcs of a table.
@@ -240,7 +249,7 @@ def render_table(table, hosts, config, seed, bands=BANDS, psf_mode="moffat", psf
     """
     own, device = host_rows(table, hosts), pick_device(config.device)
     section = config.injection
-    step, period = batch_size or section.batch_size, choose_period(size)
+    step, period = batch_size or section.batch_size or choose_batch(device, size), choose_period(size)
     panel_width = panel_width or section.panel_width
     images = np.zeros((len(table), len(bands), size, size), dtype=np.float32 if dtype == torch.float32 else np.float64)
     flux = np.zeros((len(table), len(bands)))
