@@ -16,6 +16,12 @@ systems, and ours are divided by that (`WORSE`).
 `--cut paper` is theta_E^2 > r_s^2 + (s/2)^2 as printed. What the published code ran differs: `--cut run` is the
 SeeingTest of its StochasticObserving.py with bfac = rfac = 2, theta_E^2 > 2 r_s^2 + s^2/2, and `--evolution -2.5` the
 factor (1 + z)^-2.5 on the velocity-dispersion function in its PopulationFunctions.py.
+
+Why entries fail, as measured. z_l and z_s are those of the evolving function: `--cut run --evolution -2.5` passes all
+six, and theta_E comes within 7-11 per cent. The rest points to the sources: our arcs are 0.3-0.5 mag fainter and more
+magnified than his, our sources smaller and never as red (g-r). Our ultraviolet luminosity functions have no red or
+dusty galaxies; they hold 3,200 galaxies per square degree with z > 0.3 to r = 23 and 16,000 to r = 24, a number to be
+compared with counts before the prior is changed. Nothing here was fitted.
 """
 
 import argparse

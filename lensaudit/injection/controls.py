@@ -104,9 +104,9 @@ def suppress_inner(table):
 
     Notes
     -----
-    The renderer leaves out brightness where the image-plane radius is below theta_E: on the critical curve of an
-    isothermal sphere, which an ellipse crosses by (1 - q) / 2 and more. mu, lensed magnitudes and arc_snr_true of the
-    table are those of the whole arc until it is measured again.
+    The renderer leaves out brightness where sqrt(q u^2 + v^2 / q) < theta_E, u along the mass's major axis: inside the
+    tangential critical curve, kappa = 1/2, which for an isothermal ellipsoid without shear is exactly this ellipse. mu,
+    lensed magnitudes and arc_snr_true of the table are those of the whole arc until it is measured again.
     """
     return table.assign(inner_images=False)
 

@@ -182,7 +182,7 @@ def _source_tables(key):
     mag = source_magnitude(M[None], z[:, None], WAVELENGTH["r"], s["uv_slope"][0], s["balmer_break"][0], prior)
     number = np.where(mag < s["mag_limit"], number, 0.0)
     total = number.sum(axis=1)
-    cumulative = np.cumsum(number, axis=1) / total[:, None]
+    cumulative = np.cumsum(number, axis=1) / np.maximum(total, 1e-300)[:, None]
     density = total * volume_element(z, prior) * 0.05
     return z, M, cumulative, density
 

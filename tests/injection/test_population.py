@@ -1,12 +1,13 @@
 """Populations against closed forms and the numbers of FACTS 4."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from astropy.cosmology import FlatLambdaCDM
 from scipy.integrate import quad
 
 from lensaudit.injection import population as pop
-from lensaudit.injection.cells import _share
+from lensaudit.injection.cells import _share, plan_brief, tabulate_sources
 
 PRIOR = pop.load_prior("collett")
 
@@ -79,3 +80,26 @@ def test_shares_sum_and_keep_the_limit():
         counts = _share(weight, n, limit, rng.random())
         assert counts.sum() == n and counts.max() <= limit
     assert _share(np.array([1.0, 0.0, 1.0]), 10, 4, 0.3).tolist() == [5, 0, 5]  # hosts do not allow the limit
+
+
+def test_brief_grid_fills_every_cell_alike():
+    prior = pop.load_prior("brief_grid")
+    hosts = pd.DataFrame({"mag_r": [18.0, 19.0, 20.0], "mw_transmission_r": [0.9, 1.0, 1.0],
+                          "deflector_weight": [1.0, 0.0, 3.0]})  # fmt: skip
+    plan = plan_brief(hosts, 8, 3, prior)
+    assert (plan.groupby("cell").size() == 8).all() and plan["cell"].nunique() == 6 * 6 * 4
+    assert (plan.groupby(["cell", "row"]).size().unstack() == [2, 6]).all().all()  # shares of the weights, evenly
+    first = plan[(plan["cell"] == 0) & (plan["row"] == 0)].iloc[0]
+    assert first["mag_source_r"] == pytest.approx(18.0 + 2.5 * np.log10(0.9) + 0.5)
+    assert (first["theta_E"], first["source_R"]) == (0.3, 0.05)
+
+
+def test_sources_behind_a_host_follow_number_and_dispersion():
+    """Chance of z_source: number of sources times a normal in log sigma (0.08 dex), by direct summation."""
+    z, density = pop.source_density(PRIOR)
+    cumulative = tabulate_sources(np.array([1.2]), np.array([0.4]), np.array([np.log10(250.0)]), PRIOR)[0]
+    unit = 4 * np.pi * (1 / pop.LIGHT_SPEED) ** 2 * pop.ARCSEC
+    ratio = 1 - pop.comoving_distance(0.4, PRIOR) / pop.comoving_distance(z, PRIOR)
+    sigma = np.sqrt(1.2 / (unit * np.where(ratio > 0, ratio, np.nan)))
+    expected = np.nan_to_num(density * np.exp(-0.5 * (np.log10(sigma / 250.0) / 0.08) ** 2))
+    assert np.allclose(cumulative, np.cumsum(expected) / expected.sum(), atol=1e-9)
