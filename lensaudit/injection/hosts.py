@@ -13,14 +13,19 @@ from lensaudit.artifacts import UserError
 from lensaudit.constants import BANDS
 from lensaudit.injection.population import load_prior, magnitude_to_sigma, rest_magnitude
 
-N_RECENTRE = 8  # steps that take the regression to the mean out of the twins' hosts
+N_RECENTRE = 16  # steps that take the regression to the mean out of the twins' hosts
+# What counts as one unit of difference between a lens and a twin's host. First what changes an arc's S/N and contrast:
+# seeing (ln psfsize), depth and magnitude [mag], size [dex], light of neighbours (log10(fracflux_r + 0.01)), r-z; the
+# rest an arc's visibility depends on less. Chosen on covariate balance alone, before any score was looked at.
+MATCH_SCALES = {"psfsize_r": 0.06, "psfsize_g": 0.2, "psfsize_z": 0.25, "depth_r": 0.12, "mag_r": 0.13, "size": 0.06,
+                "axis_ratio": 0.5, "sersic": 0.5, "neighbours": 0.6, "z": 0.1, "g_r": 0.25, "r_z": 0.1}  # fmt: skip
 SIGMA_SCATTER = 0.08  # dex of sigma at fixed magnitude (Hyde & Bernardi 2009: 0.07-0.08), photo-z error included
 SIGMA_FLOOR = 120.0  # km/s; fainter galaxies lens no arc wider than 0.4 arcsec
 REDSHIFT_SCATTER = 0.03  # of (1 + z), photo-z error and matching tolerance together
 MAX_DEVIATION = 3.0  # standard deviations beyond which a host is not plausible for a deflector
 KEEP = ("galaxy_id", "brickname", "ra", "dec", "type", "ebv", "maskbits", "shape_r", "shape_e1", "shape_e2", "sersic",
         "flux_w1", "nobs_z_bin", "confuser_category", "pool", "z_phot", "footprint_weight", "healpix_128", "region_id",
-        "depth_r")  # fmt: skip
+        "depth_r", "fracflux_r")  # fmt: skip
 PER_BAND = ("mag", "flux", "psfsize", "psfdepth", "nobs", "mw_transmission", "exptime")
 
 
@@ -184,11 +189,12 @@ def match_conditions(hosts, lenses, n, seed, pool=None):
         Host table.
     lenses : pandas.DataFrame
         galaxy_id, psfsize_r, depth_r, mag_r, z_lens, and where present mag_g, mag_z (of the whole lens system) with
-        mw_transmission_<band>.
+        mw_transmission_<band>, psfsize_g, psfsize_z, shape_r, shape_e1, shape_e2, sersic, fracflux_r.
     n : int
     seed : int
+        Of the order among a lens's hosts.
     pool : int, optional
-        Number of nearest hosts drawn from; twice `n` by default.
+        Number of nearest hosts drawn from; `n` by default.
 
     Returns
     -------
@@ -197,44 +203,85 @@ def match_conditions(hosts, lenses, n, seed, pool=None):
 
     Notes
     -----
-    Nearest in psfsize_r / 0.08, depth_r / 0.2, mag_r / 0.15, z / 0.05 and, where given, g-r / 0.2, r-z / 0.15 and
-    log10(shape_r) / 0.1, among the deflector population. Bright, large galaxies are rare, so that the nearest hosts are
-    fainter and smaller on average; the point searched around is moved until their mean is the lens.
+    Nearest in the axes of `MATCH_SCALES` that both tables have, among the deflector population. Bright, large galaxies
+    are rare, so that the nearest hosts are fainter and smaller on average; the point searched around is moved, by 3
+    units at most, until their mean is the lens. A lens's hosts do not depend on the other lenses. How good a match is
+    says `measure_match`.
     """
     rows = np.flatnonzero(hosts["in_deflector"].to_numpy())
     if not len(rows):
         raise UserError("host table: no host is in_deflector, so twins have nowhere to go")
-    theirs, ours = _match_axes(hosts.iloc[rows].assign(z_lens=hosts["z_phot"].iloc[rows])), _match_axes(lenses)
-    shared = [k for k in ours if k in theirs]
-    finite = np.isfinite(np.stack([theirs[k] for k in shared], 1)).all(axis=1)
-    rows = rows[finite]
-    tree = cKDTree(np.stack([theirs[k] for k in shared], 1)[finite])
-    target = np.nan_to_num(np.stack([ours[k] for k in shared], 1), nan=0.0)
-    k = min(pool or 2 * n, len(rows))
-    known = np.isfinite(np.stack([ours[k] for k in shared], 1))
+    theirs, target = _stack_axes(hosts.iloc[rows], lenses)
+    finite = np.isfinite(theirs).all(axis=1)
+    if not finite.any():
+        raise UserError("host table: every host in_deflector lacks a column twins are matched on (psfsize, depth, mag)")
+    rows, tree = rows[finite], cKDTree(theirs[finite])
+    k = min(max(pool or n, n), len(rows))
+    known = np.isfinite(target)
+    target = np.where(known, target, np.median(tree.data, axis=0))  # what is not known must not pull to one side
     centre = target.copy()
-    for _ in range(N_RECENTRE):
+    for step in range(N_RECENTRE):
         near = tree.query(centre, k=k)[1].reshape(len(lenses), k)
-        offset = np.where(known, tree.data[near].mean(axis=1) - target, 0.0)
-        centre = target + np.clip(centre - target - 0.5 * offset, -3.0, 3.0)
+        if step < N_RECENTRE - 1:
+            offset = np.where(known, tree.data[near].mean(axis=1) - target, 0.0)
+            centre = target + np.clip(centre - target - 0.5 * offset, -3.0, 3.0)
     order = np.argsort(rng.draw_uniforms(seed, "hosts/twins", list(lenses["galaxy_id"]), k), axis=1)
     shuffled = np.take_along_axis(near, order, axis=1)
     return rows[shuffled[:, np.arange(n) % k]]
 
 
+def measure_match(hosts, lenses, rows):
+    """Measure how far the hosts `match_conditions` chose are from their lens itself.
+
+    Parameters
+    ----------
+    hosts, lenses : pandas.DataFrame
+        As `match_conditions` takes them.
+    rows : ndarray of shape (len(lenses), n), int
+
+    Returns
+    -------
+    distance : ndarray of shape (len(lenses), n)
+        Root mean square difference over the axes known of both, in units of `MATCH_SCALES`.
+    offset : ndarray of shape (len(lenses),)
+        The same of the mean of a lens's hosts; near 0 for a balanced lens, while a lens brighter or larger than any
+        host keeps what moving the point searched around cannot mend.
+    """
+    theirs, target = _stack_axes(hosts, lenses)
+    difference = theirs[rows] - target[:, None]
+    known = np.isfinite(difference)
+    with np.errstate(invalid="ignore"):
+        distance = np.sqrt((np.where(known, difference, 0.0) ** 2).sum(axis=2) / known.sum(axis=2))
+        mean = np.where(known, difference, 0.0).sum(axis=1) / known.sum(axis=1)
+    return distance, np.sqrt(np.nanmean(mean**2, axis=1))
+
+
+def _stack_axes(hosts, lenses):
+    theirs, ours = _match_axes(hosts.assign(z_lens=hosts["z_phot"])), _match_axes(lenses)
+    shared = [k for k in MATCH_SCALES if k in ours and k in theirs]
+    return tuple(np.stack([t[k] / MATCH_SCALES[k] for k in shared], axis=1) for t in (theirs, ours))
+
+
 def _match_axes(table):
-    axes = {"psfsize_r": table["psfsize_r"] / 0.08, "depth_r": table["depth_r"] / 0.2, "mag_r": table["mag_r"] / 0.15,
-            "z": table["z_lens"] / 0.05}  # fmt: skip
+    axes = {"depth_r": table["depth_r"], "mag_r": table["mag_r"], "z": table["z_lens"]}
+    axes |= {f"psfsize_{b}": np.log(table[f"psfsize_{b}"]) for b in BANDS if f"psfsize_{b}" in table}
     if "shape_r" in table:
-        axes["size"] = np.log10(np.clip(table["shape_r"], 0.1, None)) / 0.1
+        axes["size"] = np.log10(np.clip(table["shape_r"], 0.1, None))
+    if "shape_e1" in table and "shape_e2" in table:
+        e = np.hypot(table["shape_e1"], table["shape_e2"])
+        axes["axis_ratio"] = (1.0 - e) / (1.0 + e)
+    if "sersic" in table:
+        axes["sersic"] = np.log10(np.clip(table["sersic"], 0.5, 6.0))
+    if "fracflux_r" in table:
+        axes["neighbours"] = np.log10(np.clip(table["fracflux_r"], 0.0, None) + 0.01)
     mags = {b: table[f"mag_{b}"] for b in BANDS if f"mag_{b}" in table}
     for b in mags:
         if f"mw_transmission_{b}" in table:
             mags[b] = mags[b] + 2.5 * np.log10(table[f"mw_transmission_{b}"])
     if "g" in mags:
-        axes["g_r"] = (mags["g"] - mags["r"]) / 0.2
+        axes["g_r"] = mags["g"] - mags["r"]
     if "z" in mags:
-        axes["r_z"] = (mags["r"] - mags["z"]) / 0.15
+        axes["r_z"] = mags["r"] - mags["z"]
     return {k: np.asarray(v, dtype=np.float64) for k, v in axes.items()}
 
 
