@@ -120,7 +120,7 @@ class InjectionConfig:
     """The injection engine and its proposal."""
 
     prior: str = "collett"
-    panel_width: float = 2.0  # of the engine, in scale lengths of the source's brightness; 2 is right to 1e-3
+    panel_width: float = 2.5  # of the engine, in scale lengths of the brightness; 2.5 is right to 1e-3 of the peak
     batch_size: int = 0  # injections rendered together; 0 for what suits the device and its free memory
     psf_betas: tuple = (2.5, 3.5, 4.5)
     min_mu: float = 3.0

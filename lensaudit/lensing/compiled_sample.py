@@ -6,7 +6,7 @@ import numpy as np
 
 from lensaudit.lensing.compiled import compile_scalar, deflect_prepared, prepare_lens
 from lensaudit.lensing.compiled_sources import evaluate_profile, evaluate_stamp
-from lensaudit.lensing.quadrature import CELL, NODES, WEIGHTS, tabulate_splines
+from lensaudit.lensing.quadrature import CELL, NODES, SMOOTH, WEIGHTS, tabulate_splines
 
 SPLINES = tabulate_splines()
 
@@ -42,13 +42,13 @@ def measure_panel(bx, by, side, c, panel_width):
     near = max(distance, c[13])
     if c[6] == 1.0:
         fall, scale = c[5] * near, 1.0 / c[5]
-    elif c[6] > 1.0:  # n < 1: smooth at the centre
+    elif c[6] > SMOOTH:
         fall, scale = c[5] * near ** c[6], 0.6
     else:
         fall = c[5] * near ** c[6]
         scale = near / (c[6] * fall)
     wanted = step / (panel_width * scale * math.exp(0.25 * fall))
-    return 2.0 * wanted if c[6] <= 1.0 and distance < 0.3 else wanted
+    return 2.0 * wanted if c[6] <= SMOOTH and distance < 0.3 else wanted
 
 
 @compile_scalar

@@ -30,9 +30,9 @@ def choose_period(size):
 
     Notes
     -----
-    What leaves the box on one side comes back on the other, 15 pixels or more beyond the edge.
+    What leaves the box on one side comes back on the other, 24 pixels or more beyond the edge.
     """
-    return next_fast_len(size + 15, real=True)
+    return next_fast_len(size + 24, real=True)
 
 
 def list_frequencies(period):

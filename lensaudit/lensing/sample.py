@@ -11,7 +11,7 @@ import torch
 
 from lensaudit.lensing.compiled_sources import pack_components, pack_placements
 from lensaudit.lensing.mass import DEFAULTS, PACK, pack_lens, shoot_rays
-from lensaudit.lensing.quadrature import CELL, DEPTH, NODES, WEIGHTS
+from lensaudit.lensing.quadrature import CELL, DEPTH, NODES, SMOOTH, WEIGHTS
 from lensaudit.lensing.sources import FIELDS, IMAGE_FIELDS, evaluate_image, evaluate_sersic
 
 try:
@@ -20,7 +20,7 @@ except ImportError:  # numba is optional: the same nodes are then evaluated by t
     compiled_sample = None
 
 PANELS = 2**18  # looked at together where torch does the work
-PANEL_WIDTH = 2.0  # panel width in units of the brightness's scale length where the source is brightest
+PANEL_WIDTH = 2.5  # panel width in units of the brightness's scale length where the source is brightest
 
 
 def sample_maps(lens, components, size, period, panel_width=PANEL_WIDTH, dtype=torch.float32, device="cpu",
@@ -57,7 +57,8 @@ def sample_maps(lens, components, size, period, panel_width=PANEL_WIDTH, dtype=t
     -----
     With L = n r^(1 - 1/n) R^(1/n) / b the scale length of a Sersic profile at r, panels are at most
     panel_width L exp(b (r/R)^(1/n) / 4) wide in the source plane (the error of a panel is of high order in its width
-    over L and weighs as the brightness), half as wide where they may hold the cusp of n >= 1, and panel_width pixels
+    over L and weighs as the brightness), half as wide where they may hold the cusp
+    of n > 2/3, and panel_width pixels
     for images. The width in the source plane follows from a bound on the stretch of the lens mapping. Panels of less
     than half the allowed width take two nodes.
     """
@@ -118,9 +119,9 @@ def _measure_panels(bx, by, side, c, panel_width):
     distance = (rho - 0.75 * step).clamp_min(0.0)
     near = torch.maximum(distance, c[13])
     fall = c[5] * near ** c[6]
-    scale = torch.where(c[6] > 1.0, torch.full_like(fall, 0.6), near / (c[6] * fall))
+    scale = torch.where(c[6] > SMOOTH, torch.full_like(fall, 0.6), near / (c[6] * fall))
     wanted = step / (panel_width * scale * torch.exp(0.25 * fall))
-    wanted = torch.where((c[6] <= 1.0) & (distance < 0.3), 2.0 * wanted, wanted)
+    wanted = torch.where((c[6] <= SMOOTH) & (distance < 0.3), 2.0 * wanted, wanted)
     image = c[15] >= 0
     wanted = torch.where(image, side * torch.hypot(c[16], c[17]) / panel_width, wanted)
     beyond = torch.where(image, rho * c[12] - 0.75 * side >= c[14], distance > c[11])
