@@ -22,7 +22,9 @@ ARCHITECTURES = {"resnet18": "ResNet-18", "efficientnet_b0": "EfficientNet-B0"}
 FORMATS = {
     "matched_fraction": "pct", "confuser_share": "pct", "refused_fraction": "pct", "fprs": "sci", "achieved": "sci",
     "prevalence": "sci", "purity": ".2f", "n_eff": ".1f", "theta_small": ".2f", "theta_large": ".2f", "config.": "g",
-    "gates_failed": "latex",
+    "gates_failed": "latex", "engine.": "sci", "stamps_per_s": ".0f", "ratio_imagemodel": ".0f",
+    "ratio_best_use": ".1f", "peak_memory_mb": ".0f", "first_call_s": ".1f",
+    "engine.convergence.source_R": "g", "engine_setting": "g", "grid_setting": "g",
 }  # fmt: skip
 
 
@@ -47,7 +49,8 @@ def collect_summary(stage):
         "run": run, "config": config, "crossmatch": _collect_crossmatch(stage), "sampling": _collect_sampling(stage),
         "cutouts": _collect_cutouts(stage), "training": _collect_training(stage),
         "evaluation": _collect_evaluation(stage), "realism": _collect_realism(stage),
-        "injections": _collect_injections(stage), "completeness": _collect_completeness(stage),
+        "engine": stage.read_json("06_injection_realism", "engine.json"), "injections": _collect_injections(stage),
+        "completeness": _collect_completeness(stage),
         "gates": _collect_gates(stage), **_collect_closure(closure),
     }  # fmt: skip
 

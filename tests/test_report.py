@@ -11,6 +11,7 @@ import pytest
 
 from lensaudit import graph, report, summary, wording
 from lensaudit.artifacts import Stage, UserError
+from lensaudit.audit import engine
 from lensaudit.audit.completeness import CELL_COLUMNS
 from lensaudit.catalogs.confusers import CATEGORIES
 from lensaudit.config import load_config
@@ -88,11 +89,18 @@ def write_stages(config, closure=None):
                            "threshold": ["0.5-2", "graders", "0.5-2"], "outcome": ["GO", "not graded", "GO"]})
     stages["06_injection_realism"].write_table("realism.parquet", checks)
     stages["06_injection_realism"].write_json("realism.json", {"outcome": "GO"})
+    write_engine(stages["06_injection_realism"], config)
     hosts = pd.DataFrame({"in_deployment": [True, True], "in_deflector": [True, False]})
     stages["06_injection_realism"].write_table("hosts.parquet", hosts)
     write_audit(stages, closure or make_closure())
     for stage in stages.values():
         stage.close()
+
+
+def write_engine(stage, config):
+    convergence = pd.DataFrame({"method": ["engine", "fixed grid"], "source_R": 0.05, "n": 24, "median": [7e-5, 3e-3],
+                                "setting": [config.injection.panel_width, 8.0], "maximum": [4e-4, 7e-2]})  # fmt: skip
+    stage.write_json("engine.json", engine.summarise_engine(convergence, config))
 
 
 def write_audit(stages, closure):
@@ -262,6 +270,7 @@ def test_reported_contaminants_leave_the_realism_table(scratch_root):
     upstream.write_table("realism.parquet", pd.DataFrame(checks, columns=names))
     upstream.write_json("realism.json", {"outcome": "GO"})
     upstream.write_table("hosts.parquet", pd.DataFrame({"in_deployment": [True], "in_deflector": [True]}))
+    write_engine(upstream, config)
     upstream.close()
     stage = Stage("09_summary", config, inputs=STAGES)
     tables = summary.collect_tables(stage, summary.collect_summary(stage))

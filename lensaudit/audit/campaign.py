@@ -16,7 +16,6 @@ import pandas as pd
 
 from lensaudit.artifacts import UserError, hash_object, read_table, write_table
 from lensaudit.audit.detectability import correct_bias, fit_bias, measure_arcs
-from lensaudit.audit.failures import make_rgb
 from lensaudit.audit.thresholds import freeze_detector
 from lensaudit.constants import RENDER_SIZE
 from lensaudit.injection.hosts import swap_hosts
@@ -350,31 +349,6 @@ def stack_controls(controls):
         for kind, frames in controls.items() if kind != "unspoiled"
         for part, frame in zip(("set", "twins"), frames, strict=True)
     ], ignore_index=True)  # fmt: skip
-
-
-def compose_sheet(table, hosts, boxes, config, theta_E, seeing):
-    """Render, for each seeing and Einstein radius, the brightest arc of the eight nearest injections.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        Scored injections.
-    hosts, boxes, config
-        As in `run_injections`.
-    theta_E, seeing : sequence of float [arcsec]
-
-    Returns
-    -------
-    ndarray of shape (n_seeing, n_theta, 65, 65, 3), float in [0, 1]
-    """
-    pairs = [(s, t) for s in seeing for t in theta_E]
-    points, snr = table[["psfsize_r", "theta_E"]].to_numpy(), table["arc_snr_true"].to_numpy()
-    near = [np.argsort(((points - np.array(pair)) ** 2).sum(axis=1), kind="stable")[:8] for pair in pairs]
-    chosen = table.iloc[[rows[np.argmax(snr[rows])] for rows in near]].reset_index(drop=True)
-    index = pd.Series(np.arange(len(hosts)), hosts["host_index"]).loc[chosen["host_index"]].to_numpy()
-    images, _ = inject(chosen, hosts.iloc[index].reset_index(drop=True), boxes[index], config, config.seed)
-    pictures = make_rgb(images)
-    return pictures.reshape(len(seeing), len(theta_E), *pictures.shape[1:])
 
 
 def extract_features(table, hosts, boxes, detector, config, block=512):
