@@ -68,11 +68,14 @@ def compose_lenses(measured, store, theta_E, seeing, truth=None):
 
 
 def _choose_rows(table, theta_E, seeing, brightness):
-    """Return, for each pair, the position of the brightest of the nearest rows in seeing and Einstein radius."""
+    """Return, for each pair, the brightest of the nearest rows in seeing and Einstein radius, no row twice."""
     points, snr = table[["psfsize_r", "theta_E"]].to_numpy(dtype=float), table[brightness].to_numpy(dtype=float)
-    near = [np.argsort(((points - pair) ** 2).sum(axis=1), kind="stable")[:NEAREST]
-            for pair in [np.array([s, t]) for s in seeing for t in theta_E]]  # fmt: skip
-    return [rows[np.argmax(snr[rows])] for rows in near]
+    chosen = []
+    for pair in [np.array([s, t]) for s in seeing for t in theta_E]:
+        rows = np.argsort(((points - pair) ** 2).sum(axis=1), kind="stable")
+        rows = rows[~np.isin(rows, chosen)][:NEAREST] if len(chosen) < len(rows) else rows[:NEAREST]
+        chosen.append(int(rows[np.argmax(snr[rows])]))
+    return chosen
 
 
 def measure_convergence(table, hosts, config, radii, panel_widths, samples, n=24):

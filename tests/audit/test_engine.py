@@ -38,7 +38,7 @@ def test_sheet_of_lenses_never_shows_a_test_lens():
         sheet = engine.compose_lenses(lenses, store, (0.75, 1.5), (1.0, 1.3, 1.6), given)
         shown = lenses.iloc[[int(path) for path in store.paths]]
         assert sheet.shape == (3, 2, 65, 65, 3) and len(shown) == 6
-        assert set(shown["split"]) <= {"train", "val"}
+        assert set(shown["split"]) <= {"train", "val"} and shown["galaxy_id"].is_unique
         assert np.abs(shown["psfsize_r"] - np.repeat([1.0, 1.3, 1.6], 2)).max() < 0.3
     none = engine.compose_lenses(lenses[lenses["split"] == "test"], Store(), (0.75,), (1.0,), truth)
     assert not none.any()
