@@ -134,12 +134,11 @@ def _sample_with_torch(packed, fields, start, group, second, inner, coefficients
     p, c = (torch.as_tensor(v, device=device, dtype=dtype) for v in (packed, fields))
     batch = tuple(torch.as_tensor(v, device=device) for v in (start, group, second, inner, coefficients))
     slots = torch.arange(int(np.diff(start).max()), device=device)
-    stamp, i, j = (v.flatten() for v in torch.meshgrid(*(torch.arange(n, device=device) for n in (
-        len(p), 2 * size, 2 * size)), indexing="ij"))  # fmt: skip
-    u = v = torch.zeros(len(stamp), device=device, dtype=dtype)
     groups = (("slope",), ("a3", "phi3"), ("a4", "phi4"), PACK[10:])
     used = [group for group in groups if (packed[:, PACK.index(group[0])] != DEFAULTS[group[0]]).any()]
     names = [*PACK[:5], *(name for group in used for name in group)]
+    stamp, i, j = _list_cells(p, names, c, batch[0], slots, size)
+    u = v = torch.zeros(len(stamp), device=device, dtype=dtype)
     for level in range(DEPTH + 1):
         kept = []
         if not len(stamp):
@@ -149,6 +148,32 @@ def _sample_with_torch(packed, fields, start, group, second, inner, coefficients
                                       (stamp[part], i[part], j[part], u[part], v[part])))  # fmt: skip
         stamp, i, j, u, v = (torch.cat(values) for values in zip(*kept, strict=True))
     return out
+
+
+def _list_cells(p, names, c, start, slots, size):
+    """Return stamp, row and column of the cells of all pixels that may see a component, as the compiled sampler."""
+    pixels = (torch.arange(size, device=p.device, dtype=p.dtype) - 0.5 * (size - 1)) * (2.0 * CELL)
+    row = (start[:-1, None] + slots).clamp_max(len(c) - 1)
+    farthest = torch.hypot(c[row, 0], c[row, 1]) + c[row, 14]
+    farthest = torch.where(start[:-1, None] + slots < start[1:, None], farthest, 0.0).amax(1)
+    edge = farthest + 1.7 * p[:, 0] * (1.0 + 10.0 * (p[:, 6].abs() + p[:, 8].abs())) + p[:, 10]
+    edge = edge / (1.0 - torch.hypot(p[:, 3], p[:, 4])) + 2.0 * CELL
+    edge = torch.where(p[:, 5] == 2.0, edge, torch.full_like(edge, 1e9))
+    radius2 = pixels[:, None] ** 2 + pixels[None, :] ** 2
+    stamp, i, j = (radius2 <= edge[:, None, None] ** 2).nonzero(as_tuple=True)
+    kept = []
+    for part in torch.split(torch.arange(len(stamp), device=p.device), PANELS):
+        owner, x, y = stamp[part], pixels[j[part]], pixels[i[part]]
+        bx, by = shoot_rays(x, y, {k: p[owner, PACK.index(k)] for k in names})
+        reach = 1.5 * CELL * _bound_stretch(x, y, p[owner].T)
+        row = (start[owner][:, None] + slots).clamp_max(len(c) - 1)
+        own = start[owner][:, None] + slots < start[owner + 1][:, None]
+        distance = torch.hypot(bx[:, None] - c[row, 0], by[:, None] - c[row, 1]) - reach[:, None]
+        seen = (own & (distance < c[row, 14])).any(1) | (x * x + y * y < 9.0 * CELL * CELL)
+        kept.append(part[seen])
+    kept = torch.cat(kept).repeat_interleave(4)
+    quarter = torch.arange(4, device=p.device).repeat(len(kept) // 4)
+    return stamp[kept], 2 * i[kept] + torch.div(quarter, 2, rounding_mode="floor"), 2 * j[kept] + quarter % 2
 
 
 def _place_panels(p, names, c, batch, slots, out, size, panel_width, level, panels):
