@@ -149,7 +149,8 @@ def run_injections(table, hosts, boxes, detector, config, folder, label="injecti
         raise UserError(f"{label}: injection_id {twice} appears twice; ids must be unique in a campaign")
     common = hash_object({
         "detector": detector.id, "engine": hash_engine(), "seed": config.seed, "injection": config.section("injection"),
-        "variants": {k: str(v) for k, v in variants.items()},
+        "variants": {k: hashlib.sha256(v.tobytes()).hexdigest() if isinstance(v, np.ndarray) else str(v)
+                     for k, v in variants.items()},
         "bias": None if bias is None else bias.to_dict("list"),
     })  # fmt: skip
     rows = position.loc[table["host_index"].to_numpy()].to_numpy()
@@ -194,6 +195,7 @@ def _run_block(start, stop, table, hosts, boxes, rows, detector, config, bias, v
                 return done
         except UserError:
             path.unlink()
+    variants = {k: v[start:stop] if isinstance(v, np.ndarray) else v for k, v in variants.items()}
     images, _ = inject(block, own, boxes[index], config, config.seed, **variants)
     measured = measure_arcs(images, block["theta_E"])
     if bias is not None:

@@ -10,7 +10,8 @@ from scipy.special import gamma
 from lensaudit import photometry, rng
 from lensaudit.artifacts import UserError
 from lensaudit.constants import BANDS, PIXEL_SCALE
-from lensaudit.injection.inject import MAX_CLUMPS, band_fluxes, host_rows, moffat_radii
+from lensaudit.injection.checks import MAX_CLUMPS
+from lensaudit.injection.inject import band_fluxes, host_rows, moffat_radii
 from lensaudit.lensing.psf import narrow_core, wing_flux, wing_profile
 from lensaudit.lensing.sources import place_clumps, sersic_b
 

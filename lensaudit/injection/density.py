@@ -11,6 +11,7 @@ row's cell.
 
 import numpy as np
 
+from lensaudit.artifacts import UserError
 from lensaudit.injection.population import (
     WAVELENGTH,
     distance_modulus,
@@ -94,7 +95,16 @@ def weigh_prior(table, prior):
     -------
     (ndarray of shape (N,), float)
         All zero, and n_eff = 0, where the prior has no support among the draws.
+
+    Raises
+    ------
+    UserError
+        For rows of the completeness grid: theta_E and host are given there and the first proposal that passes is
+        taken, so that their density has the unknown chance to pass in it.
     """
+    if "cell" in table and (table["cell"] >= 0).any():
+        row = table["injection_id"][table["cell"] >= 0].iloc[0] if "injection_id" in table else "of the grid"
+        raise UserError(f"injection {row}: drawn for a cell of the grid, without a known density; use the closure set")
     log = measure_density(table, prior) - np.asarray(table["log_q"], dtype=np.float64)
     log = np.where(np.isfinite(log), log, -np.inf)
     if not len(log) or not np.isfinite(log.max()):

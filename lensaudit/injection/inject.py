@@ -13,64 +13,19 @@ import torch
 from lensaudit import photometry, rng
 from lensaudit.artifacts import UserError
 from lensaudit.constants import BANDS, PIXEL_SCALE, RENDER_SIZE
+from lensaudit.injection.checks import MAX_CLUMPS, check_table, resolve_modes
 from lensaudit.injection.noise import draw_noise, list_gains
 from lensaudit.lensing.mass import PACK, pack_lens
 from lensaudit.lensing.psf import check_kernel, moffat_alpha, narrow_core, transfer_image, transfer_psf
 from lensaudit.lensing.render import choose_period, list_frequencies, make_transfer, render_arcs
 from lensaudit.lensing.sources import make_components, place_clumps
 
-MAX_CLUMPS = 6
 CLUMP_FRACTION = 0.3  # of the r-band flux when the table does not say
 CLUMP_COLOUR = 0.2  # mag in g-r and r-z by which clumps are bluer than the whole source (an assumption)
+EDGE = 10  # pixels beyond the stamp up to which point images are rendered: farther ones would come back periodically
 STAMP_BYTES = 6e6  # of device memory per injection at `RENDER_SIZE`: cells, maps, spectra and what torch keeps of them
 PSF_MODES = ("moffat", "gaussian_psfsize")
-PARAMETERS = (
-    "theta_E", "q", "phi", "gamma1", "gamma2", "source_x", "source_y", "source_R", "source_n", "source_q",
-    "source_phi", "mag_source_g", "mag_source_r", "mag_source_z", "n_clumps", "psf_beta",
-)  # fmt: skip
-LIMITS = {
-    "theta_E": (0.0, 10.0), "q": (0.05, 1.0), "gamma1": (-0.5, 0.5), "gamma2": (-0.5, 0.5), "source_R": (1e-3, 10.0),
-    "source_n": (0.3, 8.0), "source_q": (0.05, 1.0), "n_clumps": (0, MAX_CLUMPS), "psf_beta": (1.1, 100.0),
-    "slope": (1.2, 2.8), "a3": (-0.3, 0.3), "a4": (-0.3, 0.3), "phi3": (-100.0, 100.0), "phi4": (-100.0, 100.0),
-    "subhalo_theta_E": (0.0, 1.0), "subhalo_x": (-9.0, 9.0), "subhalo_y": (-9.0, 9.0), "subhalo_r_cut": (1e-3, 10.0),
-    "gradient": (-0.999, 0.999), "psf_e1": (-0.5, 0.5), "psf_e2": (-0.5, 0.5), "quasar_fraction_g": (0.0, 1.0),
-    "quasar_fraction_r": (0.0, 1.0), "quasar_fraction_z": (0.0, 1.0), "bank_index": (-1.0, np.inf),
-    "source_x": (-9.0, 9.0), "source_y": (-9.0, 9.0), "phi": (-100.0, 100.0), "source_phi": (-100.0, 100.0),
-}  # fmt: skip
-
-
-def check_table(table, hosts):
-    """Refuse rows that cannot be rendered, before any rendering, naming the first row's id.
-
-    Raises
-    ------
-    UserError
-        For a missing column, a value that is not finite or out of range, or an unknown or unusable host.
-    """
-    missing = [c for c in ("injection_id", "host_index", *PARAMETERS) if c not in table]
-    if missing:
-        raise UserError(f"injection table lacks column(s) {', '.join(missing)}")
-    ids = table["injection_id"].to_numpy()
-    for name in (*PARAMETERS, *(c for c in LIMITS if c in table and c not in PARAMETERS)):
-        values = table[name].to_numpy(dtype=np.float64)
-        low, high = LIMITS.get(name, (-10.0, np.inf))
-        bad = ~((values >= low) & (values <= high))
-        if bad.any():
-            k = int(np.argmax(bad))
-            raise UserError(f"injection {ids[k]}: {name} = {values[k]:g} is outside [{low:g}, {high:g}]; drop it")
-    lost = ~table["host_index"].isin(hosts["host_index"]).to_numpy()
-    if lost.any():
-        k = int(np.argmax(lost))
-        raise UserError(f"injection {ids[k]}: host_index {table['host_index'].iloc[k]} is not in the host table")
-    for band in BANDS:
-        for name, high in ((f"psfsize_{band}", 0.5 * RENDER_SIZE * PIXEL_SCALE), (f"psfdepth_{band}", np.inf),
-                           (f"mw_transmission_{band}", 1.0 + 1e-6)):  # fmt: skip
-            values = hosts[name].to_numpy(dtype=np.float64)
-            bad = ~((values > 0) & (values <= high)) & hosts["host_index"].isin(table["host_index"]).to_numpy()
-            if bad.any():
-                k = int(np.argmax(bad))
-                who = hosts["galaxy_id"].iloc[k]
-                raise UserError(f"host {who}: {name} = {values[k]:g} is not usable; drop the host")
+MEASURED = 2048  # injections measured together; what is kept of them is a few numbers
 
 
 def host_rows(table, hosts):
@@ -87,7 +42,8 @@ def band_fluxes(table, own):
     The source's total magnitude is kept in every band; clumps are `CLUMP_COLOUR` bluer than the whole in g-r and r-z.
     The share ``quasar_fraction_<band>`` is in neither: `point_fluxes` has it.
     """
-    total = np.stack([photometry.mag_to_flux(table[f"mag_source_{b}"]) * own[f"mw_transmission_{b}"] for b in BANDS], 1)
+    unlensed = [photometry.mag_to_flux(table[f"mag_source_{b}"].to_numpy()) for b in BANDS]
+    total = np.stack([f * own[f"mw_transmission_{b}"].to_numpy() for f, b in zip(unlensed, BANDS, strict=True)], 1)
     total = total - point_fluxes(table, own)
     share = table["clump_fraction"] if "clump_fraction" in table else pd.Series(CLUMP_FRACTION, index=table.index)
     share = np.where(table["n_clumps"] > 0, share, 0.0)
@@ -101,8 +57,9 @@ def point_fluxes(table, own):
     out = np.zeros((len(table), len(BANDS)))
     for k, band in enumerate(BANDS):
         if f"quasar_fraction_{band}" in table:
-            total = photometry.mag_to_flux(table[f"mag_source_{band}"]) * own[f"mw_transmission_{band}"]
-            out[:, k] = table[f"quasar_fraction_{band}"] * total
+            total = photometry.mag_to_flux(table[f"mag_source_{band}"].to_numpy())
+            transmission = own[f"mw_transmission_{band}"].to_numpy()
+            out[:, k] = table[f"quasar_fraction_{band}"].to_numpy() * total * transmission
     return out
 
 
@@ -123,7 +80,7 @@ def moffat_radii(table, own, bands=BANDS, psf_mode="moffat"):
     return moffat_alpha(photometry.psfsize_to_fwhm(psfsize, beta[:, None]), beta[:, None]) / PIXEL_SCALE, beta
 
 
-def prepare(table, own, seed, bands=BANDS, dtype=torch.float32, device="cpu", bank=None):
+def prepare(table, own, seed, bands=BANDS, dtype=torch.float32, device="cpu", bank=None, size=RENDER_SIZE):
     """Turn rows into what `lensing.render.render_arcs` takes.
 
     Returns
@@ -154,8 +111,11 @@ def prepare(table, own, seed, bands=BANDS, dtype=torch.float32, device="cpu", ba
     if points.any():
         from lensaudit.lensing.images import find_images  # compiled, for point sources only
 
-        images = find_images(x, y, pack_lens(lens))
-        hidden = np.isnan(images[..., 2]) | ~points.any(axis=1)[:, None]
+        # A round lens has no isolated images of its centre; bounded as a source of finite size would be.
+        images = find_images(x, y, pack_lens(lens | {"q": np.minimum(lens["q"], 0.9999)}))
+        images[..., 2] = np.clip(images[..., 2], -1e3, 1e3)
+        beyond = np.abs(images[..., :2]).max(axis=-1) > (0.5 * size + EDGE) * PIXEL_SCALE
+        hidden = np.isnan(images[..., 2]) | beyond | ~points.any(axis=1)[:, None]
         if "inner" in extras:
             q, phi = lens["q"][:, None], lens["phi"][:, None]
             along = images[..., 0] * np.cos(phi) + images[..., 1] * np.sin(phi)
@@ -248,19 +208,22 @@ def render_table(table, hosts, config, seed, bands=BANDS, psf_mode="moffat", psf
     (ndarray of shape (N, bands, size, size) float32, ndarray of shape (N, bands))
         Extincted flux per pixel and summed lensed flux [nMgy].
     """
-    own, device = host_rows(table, hosts), pick_device(config.device)
+    table, own, device = resolve_modes(table), host_rows(table, hosts), pick_device(config.device)
     section = config.injection
     step, period = batch_size or section.batch_size or choose_batch(device, size), choose_period(size)
     panel_width = panel_width or section.panel_width
     images = np.zeros((len(table), len(bands), size, size), dtype=np.float32 if dtype == torch.float32 else np.float64)
     flux = np.zeros((len(table), len(bands)))
     if psf_images is not None:
-        psf_images = check_kernel(psf_images, size)
+        psf_images = np.asarray(psf_images)
+        if psf_images.shape[:2] != images.shape[:2]:
+            raise UserError(f"psf_images have shape {psf_images.shape}; give one per injection and band")
+        psf_images = check_kernel(psf_images, size, ids=table["injection_id"].to_numpy())
     for start in range(0, len(table), step):
         part = slice(start, min(start + step, len(table)))
         with single_thread():
             rows, hosts_of = table.iloc[part], own.iloc[part]
-            lens, components, weights, extras = prepare(rows, hosts_of, seed, bands, dtype, device, bank)
+            lens, components, weights, extras = prepare(rows, hosts_of, seed, bands, dtype, device, bank, size)
             if psf_images is not None:
                 given = torch.complex64 if dtype == torch.float32 else torch.complex128
                 transfer = transfer_image(psf_images[part], period).to(device, given)
@@ -272,7 +235,7 @@ def render_table(table, hosts, config, seed, bands=BANDS, psf_mode="moffat", psf
 
 
 def inject(table, hosts, images, config, seed, gain_override=None, psf_mode="moffat", noise=True, sky_noise=False,
-           psf_images=None):  # fmt: skip
+           psf_images=None, bank=None):  # fmt: skip
     """Add lensed arcs to host stamps.
 
     Parameters
@@ -295,11 +258,14 @@ def inject(table, hosts, images, config, seed, gain_override=None, psf_mode="mof
         True adds sky noise a second time (ablation: the hosts carry it already).
     psf_images : ndarray of shape (N, 3, K, K), optional
         PSF images in place of the Moffats.
+    bank : lensing.sources.ImageBank, optional
+        Needed when the table has ``bank_index``.
 
     Returns
     -------
     (ndarray, ndarray), each of shape (N, 3, 65, 65), float32 [nMgy]
-        Hosts with arcs, and the noiseless arcs. A row of zero flux returns its host's bits.
+        Hosts with arcs, and the noiseless arcs. A row of zero flux returns its host's bits; exact zeros of a host are
+        pixels without data and stay zero.
 
     Raises
     ------
@@ -311,13 +277,15 @@ def inject(table, hosts, images, config, seed, gain_override=None, psf_mode="mof
     expected = (len(table), len(BANDS), RENDER_SIZE, RENDER_SIZE)
     if images.shape != expected:
         raise UserError(f"host stamps have shape {images.shape}; expected {expected}, one stamp per injection")
-    check_table(table, hosts)
+    check_table(table, hosts, bank)
+    table = resolve_modes(table)
     out, own = images.copy(), host_rows(table, hosts)
     arcs = np.zeros_like(images)
-    bright = np.flatnonzero((sum(band_fluxes(table, own)) > 0).any(axis=1))
+    bright = np.flatnonzero((sum(band_fluxes(table, own)) + point_fluxes(table, own) > 0).any(axis=1))
     if len(bright):
         given = None if psf_images is None else np.asarray(psf_images)[bright]
-        arcs[bright], _ = render_table(table.iloc[bright], hosts, config, seed, psf_mode=psf_mode, psf_images=given)
+        arcs[bright], _ = render_table(table.iloc[bright], hosts, config, seed, psf_mode=psf_mode, psf_images=given,
+                                       bank=bank)  # fmt: skip
     gain = list_gains(own, gain_override)
     ids = table["injection_id"].to_numpy()
     for row in bright:
@@ -329,10 +297,11 @@ def inject(table, hosts, images, config, seed, gain_override=None, psf_mode="mof
             sigma = [photometry.depth_to_sigma(own[f"psfdepth_{b}"][row], own[f"psfsize_{b}"][row]) for b in BANDS]
             flat = np.broadcast_to(np.float32(sigma)[:, None, None], arcs[row].shape)
             out[row] += draw_noise(ids[row : row + 1], flat[None], seed, "injection/sky")[0]
+        out[row][images[row] == 0] = 0.0
     return out, arcs
 
 
-def measure_injections(table, hosts, config, seed):
+def measure_injections(table, hosts, config, seed, bank=None):
     """Add what only the rendered arc knows: mu, lensed magnitudes and arc_snr_true.
 
     Parameters
@@ -342,6 +311,7 @@ def measure_injections(table, hosts, config, seed):
     hosts : pandas.DataFrame
     config : lensaudit.config.Config
     seed : int
+    bank : lensing.sources.ImageBank, optional
 
     Returns
     -------
@@ -354,13 +324,15 @@ def measure_injections(table, hosts, config, seed):
     Rendered with panels twice as wide as those of pictures: mu and S/N to 0.3 per cent for 99 of 100 rows.
     Magnifications of g and z are taken from r: colour gradients move them by less than 0.05 mag.
     """
-    own = host_rows(table, hosts)
-    coarse = 2.0 * config.injection.panel_width
-    images, flux = render_table(table, hosts, config, seed, bands=("r",), panel_width=coarse)
+    own, coarse = host_rows(table, hosts), 2.0 * config.injection.panel_width
+    flux, power = np.zeros(len(table)), np.zeros(len(table))
+    for start in range(0, len(table), MEASURED):
+        part = slice(start, start + MEASURED)
+        images, lensed = render_table(table.iloc[part], hosts, config, seed, ("r",), panel_width=coarse, bank=bank)
+        flux[part], power[part] = lensed[:, 0], (images[:, 0].astype(np.float64) ** 2).sum(axis=(1, 2))
     unlensed = photometry.mag_to_flux(table["mag_source_r"]) * own["mw_transmission_r"].to_numpy()
-    mu = flux[:, 0] / np.maximum(unlensed, 1e-30)
-    sigma = photometry.depth_to_sigma(own["psfdepth_r"], own["psfsize_r"])
-    snr = np.sqrt((images[:, 0].astype(np.float64) ** 2).sum(axis=(1, 2))) / sigma
+    mu = flux / np.maximum(unlensed, 1e-30)
+    snr = np.sqrt(power) / photometry.depth_to_sigma(own["psfdepth_r"], own["psfsize_r"])
     with np.errstate(divide="ignore"):
         lensed = {f"mag_lensed_{b}": table[f"mag_source_{b}"].to_numpy() - 2.5 * np.log10(mu) for b in BANDS}
     return table.assign(mu=mu, **lensed, arc_snr_true=snr)

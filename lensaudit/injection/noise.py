@@ -5,6 +5,7 @@ import functools
 import numpy as np
 
 from lensaudit import photometry, rng
+from lensaudit.artifacts import UserError
 from lensaudit.constants import BANDS, RENDER_SIZE
 
 
@@ -17,6 +18,8 @@ def list_gains(own, gain_override=None):
     (`photometry.estimate_exptime`).
     """
     if gain_override is not None:
+        if not 0.0 < gain_override < np.inf:
+            raise UserError(f"gain_override = {gain_override:g}; give a gain in e-/nMgy above 0")
         return np.full((len(own), len(BANDS)), float(gain_override))
     out = []
     for band in BANDS:

@@ -16,10 +16,11 @@ from lensaudit import photometry, rng
 from lensaudit.config import Config
 from lensaudit.constants import BANDS
 from lensaudit.injection.cells import plan_brief, plan_grid, tabulate_sources
+from lensaudit.injection.checks import MAX_CLUMPS
 from lensaudit.injection.density import measure_source_density
 from lensaudit.injection.forecast import add_brightness, bound_arcs, forecast_arcs
 from lensaudit.injection.hosts import HostMatcher, match_conditions, swap_hosts
-from lensaudit.injection.inject import MAX_CLUMPS, measure_injections
+from lensaudit.injection.inject import measure_injections
 from lensaudit.injection.population import (
     draw_axis_ratio,
     draw_parents,
@@ -143,7 +144,7 @@ def draw_brief(hosts, n_per_cell, seed, prior="brief_grid", config=None, workers
 
 def _draw_sharded(ids, plan, hosts, seed, name, prior, config, workers):
     """Draw the accepted rows of all ids, in blocks."""
-    blocks = np.array_split(np.arange(len(ids)), max(1, min(len(ids) // 2048, 64)))
+    blocks = np.array_split(np.arange(len(ids)), max(1, len(ids) // 2048))
     shards = [(ids[b], None if plan is None else plan.iloc[b]) for b in blocks if len(b)]
     task = functools.partial(_draw_block, hosts=hosts, seed=seed, name=name, prior=prior, config=config)
     parts = map_shards(task, shards, workers, f"drawing {name}" if len(shards) > 1 else "")

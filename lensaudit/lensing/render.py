@@ -122,7 +122,7 @@ def fold_spectrum(spectrum, size):
     folded = spectrum[..., :period, :] + spectrum[..., period:, :]
     half = period // 2
     back = torch.arange(period, device=spectrum.device)
-    mirrored = folded.index_select(-2, (period - back) % period)[..., half:].flip(-1).conj()
+    mirrored = folded.index_select(-2, (period - back) % period)[..., period - half :].flip(-1).conj()
     native = folded[..., : half + 1].clone()
     native[..., 1:] += mirrored
     return torch.fft.irfft2(native, s=(period, period))[..., :size, :size]
@@ -164,19 +164,32 @@ def render_arcs(lens, components, weights, transfer, size=RENDER_SIZE, panel_wid
     n, flux = len(first), spectrum[: len(first), 0, 0].real[:, None] * first
     flux.index_add_(0, owner, spectrum[n:, 0, 0].real[:, None] * second)  # the zero frequency is the sum of the samples
     is_round = transfer.shape[-2] == period + 1
-    if compiled_fold is not None and first.device.type == "cpu" and is_round and points is None:
+    if compiled_fold is not None and first.device.type == "cpu" and is_round:
         plane, two = np.full(n, -1), torch.zeros_like(first)
         plane[owner.numpy()], two[owner] = n + np.arange(len(owner)), second
         native = torch.empty((*first.shape, period, period // 2 + 1), dtype=spectrum.dtype)
         compiled_fold.fold_bands(spectrum.numpy(), first.numpy(), two.numpy(), plane, transfer.numpy(), native.numpy())
-        return torch.fft.irfft2(native, s=(period, period))[..., :size, :size], flux
+        images = torch.fft.irfft2(native, s=(period, period))[..., :size, :size]
+        return _add_points(images, flux, points, transfer, size)
     images = spectrum[:n, None] * first[:, :, None, None]
     images[owner] += spectrum[n:, None] * second[:, :, None, None]
-    if points is not None:
-        x, y, mu, point_flux = points
-        rows, columns = (f.to(x) for f in list_frequencies(period))
-        centre = 0.5 * (size - 1)
-        phases = point_terms(x / PIXEL_SCALE + centre, y / PIXEL_SCALE + centre, mu, rows, columns)
-        images = images + phases[:, None] * point_flux[:, :, None, None]
-        flux = flux + mu.abs().sum(1)[:, None] * point_flux
-    return fold_spectrum(images * (mirror_transfer(transfer) if is_round else transfer), size), flux
+    images = fold_spectrum(images * (mirror_transfer(transfer) if is_round else transfer), size)
+    return _add_points(images, flux, points, transfer, size)
+
+
+def _add_points(images, flux, points, transfer, size):
+    """Add point sources to images and to their lensed flux in the box, stamp by stamp, so that no stamp sees others."""
+    if points is None:
+        return images, flux
+    x, y, mu, unlensed = points
+    centre, period = 0.5 * (size - 1), transfer.shape[-1]
+    rows, columns = (f.to(x) for f in list_frequencies(period))
+    for k in (mu != 0).any(1).nonzero().flatten().tolist():
+        part = slice(k, k + 1)
+        u, v = x[part] / PIXEL_SCALE + centre, y[part] / PIXEL_SCALE + centre
+        own = mirror_transfer(transfer[part]) if transfer.shape[-2] == period + 1 else transfer[part]
+        spectrum = point_terms(u, v, mu[part], rows, columns)[:, None] * unlensed[part, :, None, None]
+        images[part] += fold_spectrum(spectrum * own, size)
+        inside = (torch.maximum((u - centre).abs(), (v - centre).abs()) < 0.5 * size) * mu[part].abs()
+        flux[part] += inside.sum(1)[:, None] * unlensed[part]
+    return images, flux
