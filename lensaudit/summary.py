@@ -126,8 +126,9 @@ def _collect_realism(stage):
     checks = stage.read_table("06_injection_realism", "realism.parquet", ["sample", "check", "outcome"])
     checks = checks[checks["sample"] != "targets"]
     counts = {name: int((checks["outcome"] == outcome).sum()) for outcome, name in OUTCOMES.items()}
-    verdict = pick(stage.read_json("06_injection_realism", "realism.json"), "outcome", "realism.json")
-    return counts | {"n_checks": len(checks), "verdict": verdict}
+    result = stage.read_json("06_injection_realism", "realism.json")
+    effective = {name: result.get(name) for name in ("n_eff", "n_eff_test")}
+    return counts | effective | {"n_checks": len(checks), "verdict": pick(result, "outcome", "realism.json")}
 
 
 def _collect_injections(stage):
@@ -158,10 +159,12 @@ def _collect_completeness(stage):
 def _collect_gates(stage):
     table = stage.read_table("07_completeness", "two_gates.parquet")
     out = {}
-    for population in ("lenses", "injections"):
+    names = {"lenses": "lenses", "injections": "injections", "lenses, gate at 10 %": "loose_lenses",
+             "injections, gate at 10 %": "loose_injections"}  # fmt: skip
+    for population, short in names.items():
         rows = table[(table["axis"] == "all") & (table["population"] == population)]
         row = rows.iloc[0] if len(rows) else {}
-        out[population] = {name: row.get(name) for name in ("n", "p_d", "p_m_d", "p_m_nd", "recall", "missed_invisible",
+        out[short] = {name: row.get(name) for name in ("n", "p_d", "p_m_d", "p_m_nd", "recall", "missed_invisible",
                                                             "missed_visible")}  # fmt: skip
     return out
 

@@ -256,14 +256,14 @@ def _table_prevalence(stage):
 
 # objection, answer, where: a figure, table or section of the paper, or a test file.
 OBJECTIONS = (
-    ("The injections are not realistic", "rules fixed in advance; NO-GO blocks the product",
+    ("The injections are not realistic", "rules fixed in advance; effective numbers given",
      "tab:realism"),
     ("The prediction was tuned to the lenses", "targets from train and validation only",
      "tests/house/test_graph.py"),
     ("The detector was chosen on injections", "frozen and hashed before any injection", "sec:detector"),
     ("Closure could not have failed", "controls with planted mistakes", "tab:controls"),
     ("Sky and engine share errors", "no shared code, by test", "tests/house/test_architecture.py"),
-    ("The prior decides the answer", "twins with true parameters; weights released", "tab:closure"),
+    ("The prior decides the answer", "it does where the measured arc S/N fails; twins", "tab:closure"),
     ("The grid average is not the recall", "said so; reweighted grid beside it", "sec:completeness"),
     ("Hosts are reused", "effective number from pair correlations", "sec:completeness"),
     ("Test lenses leak into training", "systems grouped; four kinds of overlap counted", "sec:splits"),
