@@ -131,7 +131,7 @@ def name_check(key):
 
 def name_subset(key):
     """Return the name of a subset of labelled lenses."""
-    return spell_out(str(key).replace("arc_snr", "arc S/N").replace("an independent channel", "another channel"))
+    return spell_out(str(key).replace("arc_snr", "arc S/N"))
 
 
 def name_closure_row(key):
