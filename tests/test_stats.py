@@ -31,10 +31,19 @@ def test_jeffreys_is_vectorised_and_takes_effective_counts():
         stats.jeffreys_interval(5, 4)
 
 
-def test_jeffreys_coverage():
-    k = make_stream(1, "coverage").binomial(60, 0.3, 4000)
-    lower, upper = stats.jeffreys_interval(k, 60)
-    assert 0.93 < np.mean((lower <= 0.3) & (upper >= 0.3)) < 0.97
+@pytest.mark.parametrize("level", [0.68, 0.95])
+@pytest.mark.parametrize("n", [20, 23, 44, 100, 204])
+def test_jeffreys_coverage(n, level):
+    """Exact, from the binomial sum; Clopper-Pearson (scipy's, above) misses the goal of 2.5 points at the ends."""
+    k, p = np.arange(n + 1), np.arange(0.0205, 0.98, 0.001)
+    mass, cover = sps.binom.pmf(k, n, p[:, None]), {}
+    for method in (stats.jeffreys_interval, stats.clopper_pearson):
+        lower, upper = method(k, n, level)
+        cover[method] = np.sum(mass * ((lower <= p[:, None]) & (p[:, None] <= upper)), axis=1)
+    for low, high in ((0.02, 0.98), (0.02, 0.1), (0.1, 0.9), (0.9, 0.98)):
+        inside = (p > low) & (p < high)
+        assert abs(cover[stats.jeffreys_interval][inside].mean() - level) < 0.025
+    assert cover[stats.clopper_pearson][p < 0.1].mean() > level + (0.07 if level == 0.68 else 0.015)
 
 
 def test_weighted_quantile_repeats_rows():
@@ -76,6 +85,20 @@ def test_pair_correlation_recovers_the_planted_values():
     independent = make_stream(4, "flags").random(len(flag)) < 0.4
     assert max(stats.pair_correlation(independent, host, brick)) < 0.03
     assert stats.pair_correlation([True, False], [1, 2], [1, 2]) == (0.0, 0.0)
+    assert stats.pair_correlation([], [], []) == (0.0, 0.0)
+
+
+def test_pair_correlation_in_small_cells_is_not_lowered_by_their_own_means():
+    """300 cells of five bricks each: residuals about a cell's mean alone would give 0.33 and 0.07."""
+    parts = [make_flags(0.35, 0.10, seed, n_bricks=5, n_hosts=10, n_each=4) for seed in range(300)]
+    flag, host, brick = (np.stack(column) for column in zip(*parts, strict=True))
+    cell = np.arange(300)[:, None] + np.zeros_like(host)
+    rho_h, rho_b = stats.pair_correlation(flag.ravel(), host.ravel(), brick.ravel(), cell.ravel())
+    assert rho_h == pytest.approx(0.35, abs=0.012) and rho_b == pytest.approx(0.10, abs=0.015)
+    residual = flag - flag.mean(axis=1, keepdims=True)
+    totals = residual.reshape(300, 5, 40).sum(axis=2) ** 2 - (residual.reshape(300, 5, 10, 4).sum(axis=3) ** 2).sum(2)
+    plain = totals.sum() / np.sum(5 * 40 * 36 * flag.mean(axis=1) * (1 - flag.mean(axis=1)))
+    assert plain < 0.08
 
 
 def test_effective_n_matches_the_scatter_of_means():

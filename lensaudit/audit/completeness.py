@@ -116,16 +116,6 @@ def count_outside(hosts, grid):
     return pd.DataFrame(rows)
 
 
-def pool_correlations(flag, cell, host, brick):
-    """Return rho_h and rho_b of the recovered flag inside a host and inside a brick, pooled over cells (SPEC 8.2)."""
-    flag, cell = np.asarray(flag, dtype=float), np.asarray(cell)
-    mean = pd.Series(flag).groupby(cell).transform("mean").to_numpy()
-    n_cells = int(cell.max(initial=0)) + 1
-    hosts = stats.encode_groups(host) * n_cells + cell
-    bricks = stats.encode_groups(brick) * n_cells + cell
-    return stats.pair_correlation(flag, hosts, bricks, expected=mean)
-
-
 def count_cells(table, grid, thresholds, config, hosts, parent=None):
     """Count injected and recovered arcs per cell and threshold, with intervals that know of reused hosts and bricks.
 
@@ -162,7 +152,7 @@ def count_cells(table, grid, thresholds, config, hosts, parent=None):
     parts = []
     for name, threshold in thresholds.items():
         flag = inside["logit"].to_numpy() > threshold
-        rho = pool_correlations(flag, inside["cell"].to_numpy(), host, brick)
+        rho = stats.pair_correlation(flag, host, brick, inside["cell"])
         part = base.assign(threshold_name=name, threshold=float(threshold), k=0, n_eff=0.0, rho_host=rho[0],
                            rho_brick=rho[1])  # fmt: skip
         k, n_eff = np.zeros(len(base), dtype=np.int64), np.zeros(len(base))
@@ -347,7 +337,7 @@ def tabulate_bins(table, columns, thresholds, level=0.95):
     shape, rows = tuple(len(edges) - 1 for edges in columns.values()), []
     for name, threshold in thresholds.items():
         flag = inside["logit"].to_numpy() > threshold
-        rho = pool_correlations(flag, code, host, brick)
+        rho = stats.pair_correlation(flag, host, brick, code)
         for number, members in pd.Series(code).groupby(code).indices.items():
             n, k = len(members), int(flag[members].sum())
             n_eff = stats.effective_n(host[members], brick[members], *rho)
