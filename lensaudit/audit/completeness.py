@@ -11,6 +11,7 @@ import pandas as pd
 from lensaudit import rng as streams
 from lensaudit import stats
 from lensaudit.artifacts import UserError, hash_object
+from lensaudit.audit.sufficiency import add_intervals, check_thresholds, judge_cell
 
 AXES = ("theta_E", "seeing", "depth")
 COLUMN_OF = {"theta_E": "theta_E", "seeing": "psfsize_r", "depth": "depth_r"}
@@ -146,20 +147,21 @@ def count_cells(table, grid, thresholds, config, hosts, parent=None):
     shape = tuple(len(grid[axis]) for axis in AXES)
     base = _describe_cells(inside, shape, grid, hosts)
     why = explain_columns(grid, config, table, parent)
-    base["reason"] = [_judge(row, why[i % (shape[1] * shape[2])], config) for i, row in enumerate(base.itertuples())]
+    base["reason"] = [judge_cell(row.n, row.n_bricks, config, why[i % len(why)])
+                      for i, row in enumerate(base.itertuples())]  # fmt: skip
     groups = {number: rows for number, rows in inside.groupby("cell").indices.items()}
     host, brick = stats.encode_groups(inside["host_index"]), stats.encode_groups(inside["brickname"])
     parts = []
-    for name, threshold in thresholds.items():
+    for name, (threshold, outside) in check_thresholds(inside, thresholds).items():
         flag = inside["logit"].to_numpy() > threshold
         rho = stats.pair_correlation(flag, host, brick, inside["cell"])
-        part = base.assign(threshold_name=name, threshold=float(threshold), k=0, n_eff=0.0, rho_host=rho[0],
-                           rho_brick=rho[1])  # fmt: skip
-        k, n_eff = np.zeros(len(base), dtype=np.int64), np.zeros(len(base))
+        k, n_eff = np.bincount(inside["cell"], flag, len(base)).astype(np.int64), np.zeros(len(base))
         for number, rows in groups.items():
-            k[number] = flag[rows].sum()
             n_eff[number] = stats.effective_n(host[rows], brick[rows], *rho)
-        parts.append(_add_intervals(part.assign(k=k, n_eff=n_eff), config))
+        part = base.assign(threshold_name=name, threshold=threshold, k=k, n_eff=n_eff, rho_host=rho[0],
+                           rho_brick=rho[1])  # fmt: skip
+        part["reason"] = part["reason"].where((part["reason"] != "") | (outside == ""), outside)
+        parts.append(add_intervals(part, config))
     return pd.concat(parts, ignore_index=True)[list(CELL_COLUMNS)]
 
 
@@ -204,30 +206,6 @@ def explain_columns(grid, config, hosts, parent=None):
         else:
             out.append("no test host")
     return out
-
-
-def _judge(row, column_reason, config):
-    section = config.completeness
-    if row.n == 0:
-        return column_reason or "no injection"
-    if row.n < section.min_injections:
-        return f"fewer than {section.min_injections} injections"
-    if row.n_bricks < section.min_bricks:
-        return f"hosts from fewer than {section.min_bricks} bricks"
-    return ""
-
-
-def _add_intervals(part, config):
-    with np.errstate(invalid="ignore"):
-        part["completeness"] = part["k"] / part["n"].where(part["n"] > 0)
-    fraction = part["completeness"].fillna(0.0).to_numpy()
-    for level, name in ((0.68, "68"), (0.95, "95")):
-        lower, upper = stats.jeffreys_interval(part["n_eff"] * fraction, part["n_eff"], level)
-        part[f"lower_{name}"], part[f"upper_{name}"] = lower, upper
-    small = (part["reason"] == "") & (part["n_eff"] < config.completeness.min_n_eff)
-    part["reason"] = part["reason"].where(~small, f"effective size below {config.completeness.min_n_eff:g}")
-    part["sufficient"] = part["reason"] == ""
-    return part
 
 
 def average_cells(cells, axes, table, grid, thresholds, config, weighting="footprint"):
@@ -306,47 +284,67 @@ def _draw_averages(number, flag, brick, weight, label, n_cells, config, name):
 
 
 def tabulate_bins(table, columns, thresholds, level=0.95):
-    """Completeness in bins of any columns, such as C(theta_E, z_l), with the n_eff rule of the cells.
+    """Completeness in bins of any columns, such as C(theta_E, z_lens), with the n_eff rule of the cells.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        Scored injections.
-    columns : dict of column -> edges
+        Scored injections: logit, host_index, brickname and the axes.
+    columns : dict of column -> sequence
+        Rising edges of a numeric column, bins closed above, or names of a categorical one, such as host type.
     thresholds : dict of name -> float
     level : float
 
     Returns
     -------
     pandas.DataFrame
-        threshold_name, the column's bin centres, n, k, n_hosts, n_eff, completeness, lower, upper.
+        threshold_name, the column's bin centres or names, n, k, n_hosts, n_eff, completeness, lower, upper; reason says
+        why a bin gives no completeness: no injection inside, or a threshold outside the scores. Nothing is left out.
+
+    Raises
+    ------
+    UserError
+        For an unknown column, edges that do not rise, bins that hold no injection at all, or bad scores or thresholds.
     """
-    missing = [name for name in columns if name not in table]
+    missing = [name for name in [*columns, "logit"] if name not in table]
     if missing:
-        known = ", ".join(sorted(table)[:10])
-        raise UserError(f"injections have no column {', '.join(missing)}; they have {known} ...")
-    codes = {name: pd.cut(table[name], edges, labels=False) for name, edges in columns.items()}
-    keep = np.all([code.notna() for code in codes.values()], axis=0)
+        raise UserError(f"injections have no column {', '.join(missing)}; they have {', '.join(sorted(table))}")
+    codes, places = zip(*(_bin_axis(table[name], bins) for name, bins in columns.items()), strict=True)
+    keep, shape = np.all([code >= 0 for code in codes], axis=0), tuple(len(place) for place in places)
     inside = table[keep].reset_index(drop=True)
     if inside.empty:
         raise UserError(f"no injection lies inside the bins of {', '.join(columns)}")
-    code = np.zeros(len(inside), dtype=np.int64)
-    for name, edges in columns.items():
-        code = code * (len(edges) - 1) + codes[name][keep].to_numpy(dtype=np.int64)
+    code = np.ravel_multi_index([c[keep] for c in codes], shape)
+    index, size = np.unravel_index(np.arange(np.prod(shape)), shape), np.prod(shape)
+    base = pd.DataFrame({name: np.asarray(place)[i] for name, place, i in zip(columns, places, index, strict=True)})
     host, brick = stats.encode_groups(inside["host_index"]), stats.encode_groups(inside["brickname"])
-    shape, rows = tuple(len(edges) - 1 for edges in columns.values()), []
-    for name, threshold in thresholds.items():
+    groups, n = pd.Series(code).groupby(code).indices, np.bincount(code, minlength=size)
+    n_hosts, n_eff, parts = np.zeros(size, dtype=np.int64), np.zeros(size), []
+    for name, (threshold, reason) in check_thresholds(inside, thresholds).items():
         flag = inside["logit"].to_numpy() > threshold
         rho = stats.pair_correlation(flag, host, brick, code)
-        for number, members in pd.Series(code).groupby(code).indices.items():
-            n, k = len(members), int(flag[members].sum())
-            n_eff = stats.effective_n(host[members], brick[members], *rho)
-            lower, upper = stats.jeffreys_interval(n_eff * k / n, n_eff, level)
-            place = np.unravel_index(number, shape)
-            centres = {c: 0.5 * (e[i] + e[i + 1]) for (c, e), i in zip(columns.items(), place, strict=True)}
-            rows.append({"threshold_name": name, **centres, "n": n, "k": k, "n_eff": n_eff, "completeness": k / n,
-                         "n_hosts": len(np.unique(host[members])), "lower": lower, "upper": upper})  # fmt: skip
-    return pd.DataFrame(rows)
+        for number, rows in groups.items():
+            n_hosts[number] = len(np.unique(host[rows]))
+            n_eff[number] = stats.effective_n(host[rows], brick[rows], *rho)
+        k = np.bincount(code, weights=flag, minlength=size).astype(np.int64)
+        fraction = np.divide(k, n, out=np.full(size, np.nan), where=n > 0)
+        lower, upper = stats.jeffreys_interval(n_eff * np.nan_to_num(fraction), n_eff, level)
+        parts.append(base.assign(threshold_name=name, n=n, k=k, n_hosts=n_hosts, n_eff=n_eff, completeness=fraction,
+                                 lower=lower, upper=upper, reason=np.where(n, reason, "no injection")))  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
+
+
+def _bin_axis(values, bins):
+    """Return the bin of each value, -1 outside, and the centres or names of the bins."""
+    if len(bins) and isinstance(bins[0], str):
+        return pd.Index(list(bins)).get_indexer(values.astype(str)), list(bins)
+    edges = np.asarray(bins, dtype=float)
+    if len(edges) < 2 or not np.all(np.diff(edges) > 0):
+        raise UserError(f"{values.name}: bin edges {edges.tolist()} do not rise; give two or more")
+    if not pd.api.types.is_numeric_dtype(values):
+        raise UserError(f"{values.name} is not numeric; name the classes wanted, of {sorted(set(values.astype(str)))}")
+    code = pd.cut(values, edges, labels=False).fillna(-1).to_numpy(dtype=np.int64)
+    return code, list(0.5 * (edges[1:] + edges[:-1]))
 
 
 def average_axes(cells, table, grid, thresholds, config):

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lensaudit import stats
 from lensaudit.artifacts import UserError
 from lensaudit.audit import completeness, two_gates
 from lensaudit.config import load_config
@@ -51,17 +52,34 @@ def test_insufficient_cells_say_why():
     assert not cells["sufficient"].drop((1.0, 1.0, 23.0)).any()
 
 
-def test_intervals_cover_when_hosts_repeat():
-    """Hosts of 0.5 +- 0.35 used four times each: the plain interval is too narrow, the one with n_eff is not."""
-    covered, plain = [], []
-    for seed in range(80):
-        table = make_table(240, 0.5, seed, 4, 0.35)
-        cells = completeness.count_cells(table, GRID, {"t": 0.0}, CONFIG, make_hosts(table))
-        row = cells[cells["n"] > 0].iloc[0]
-        covered.append(row["lower_95"] <= 0.5 <= row["upper_95"])
-        plain.append(abs(row["completeness"] - 0.5) < 1.96 * 0.5 / np.sqrt(240))
-    assert np.mean(covered) > 0.90
-    assert np.mean(plain) < np.mean(covered)
+def test_intervals_cover_when_hosts_and_bricks_repeat():
+    """88 cells of 204 in 51 hosts of 6 bricks, correlation 0.35 and 0.10 by copied flags, every cell with its own p.
+
+    Fast form of `benchmarks/interval_coverage.py`; intervals that take every injection as a trial must fail it.
+    """
+    grid = {"theta_E": 0.5 + 0.25 * np.arange(11), "seeing": (1.0, 1.2), "depth": (22.5, 23.0, 23.5, 24.0)}
+    cell, host, _ = np.indices((88, 51, 4)).reshape(3, -1)
+    brick, covered, plain = host % 6, [], []
+    for seed in range(12):
+        generator = np.random.default_rng(seed)
+        p = 0.02 + 0.96 * (generator.permutation(88) + generator.random(88)) / 88
+        u = generator.random((88, 6))[cell, brick], generator.random((88, 51))[cell, host], generator.random(len(cell))
+        of_brick = generator.random((88, 51))[cell, host] < np.sqrt(0.10 / 0.35)
+        copied = generator.random(len(cell)) < np.sqrt(0.35)
+        flag = np.where(copied, np.where(of_brick, u[0], u[1]), u[2]) < p[cell]
+        place = np.unravel_index(cell, (11, 2, 4))
+        table = pd.DataFrame({
+            completeness.COLUMN_OF[axis]: np.asarray(grid[axis])[i] for axis, i in zip(grid, place, strict=True)
+        }).assign(host_index=host + 51 * (cell % 8), brickname=(brick + 6 * (cell % 8)).astype(str),
+                  footprint_weight=1.0, logit=np.where(flag, 1.0, -1.0))  # fmt: skip
+        hosts = make_hosts(table.drop_duplicates("host_index"))
+        cells = completeness.count_cells(table, grid, {"t": 0.0}, CONFIG, hosts)
+        covered.append([(cells[f"lower_{x}"] <= p) & (p <= cells[f"upper_{x}"]) for x in ("68", "95")])
+        lower, upper = stats.jeffreys_interval(cells["k"], cells["n"])
+        plain.append((lower <= p) & (p <= upper))
+    # 1056 cells: one standard error is 1.5 and 0.7 points.
+    assert np.all(np.mean(covered, axis=(0, 2)) > [0.655, 0.925])
+    assert np.mean(plain) < 0.80
 
 
 def test_averages_follow_the_survey_and_not_the_hosts_used():
@@ -94,9 +112,41 @@ def test_hosts_outside_the_grid_are_counted():
     assert counts["share_outside"].to_dict() == {"deflector": 0.5, "deployment": 0.5}
 
 
-def test_bins_refuse_an_unknown_axis():
-    with pytest.raises(UserError, match="z_lens"):
-        completeness.tabulate_bins(make_table(10, 0.5), {"z_lens": (0.0, 1.0)}, {"t": 0.0})
+def test_bins_follow_any_axis_by_name():
+    """Numeric and categorical axes against pandas' own counts."""
+    generator = np.random.default_rng(3)
+    table = make_table(3000, 0.4).assign(
+        type=generator.choice(["DEV", "SER", "REX"], 3000), nobs_z=generator.integers(3, 9, 3000),
+        mag_source_r=generator.uniform(21, 26, 3000), arc_surface_brightness=generator.uniform(22, 27, 3000),
+    )  # fmt: skip
+    bins = completeness.tabulate_bins(table, {"type": ["DEV", "SER"], "nobs_z": (2.5, 4.5, 6.5)}, {"t": 0.0})
+    part = table[table["type"].isin(["DEV", "SER"]) & table["nobs_z"].between(3, 6)]
+    expected = (part["logit"] > 0).groupby([part["type"], part["nobs_z"] > 4]).agg(["size", "sum"])
+    assert bins[["type", "nobs_z"]].to_numpy().tolist() == [["DEV", 3.5], ["DEV", 5.5], ["SER", 3.5], ["SER", 5.5]]
+    assert np.array_equal(bins[["n", "k"]], expected) and (bins["reason"] == "").all()
+    for axis, edges in (("mag_source_r", (21, 24, 26)), ("arc_surface_brightness", (22, 24, 27))):
+        bins = completeness.tabulate_bins(table, {axis: edges}, {"t": 0.0})
+        assert bins["n"].tolist() == [int((table[axis] <= 24).sum()), int((table[axis] > 24).sum())]
+
+
+def test_bins_refuse_what_they_cannot_answer():
+    table = make_table(300, 0.5).assign(type="DEV", nobs_z=5)
+    for columns, text in (({"z_lens": (0.0, 1.0)}, "z_lens"), ({"nobs_z": (8.0, 9.0)}, "no injection"),
+                          ({"nobs_z": (6.0, 4.0)}, "do not rise"), ({"type": (0.0, 1.0)}, "classes.*DEV")):  # fmt: skip
+        with pytest.raises(UserError, match=text):
+            completeness.tabulate_bins(table, columns, {"t": 0.0})
+    with pytest.raises(UserError, match="threshold t is None"):
+        completeness.tabulate_bins(table, {"nobs_z": (4.0, 6.0)}, {"t": None})
+    with pytest.raises(UserError, match="injection 7 is not finite"):
+        completeness.count_cells(table.assign(logit=table["logit"].where(table.index != 7)), GRID, {"t": 0.0}, CONFIG,
+                                 make_hosts(table))  # fmt: skip
+    bins = completeness.tabulate_bins(table, {"nobs_z": (4.0, 6.0, 8.0)}, {"t": 0.0, "out": 5.0})
+    assert bins["reason"].tolist() == ["", "no injection", "threshold above every score", "no injection"]
+    assert bins["completeness"].isna().tolist() == [False, True, False, True]
+    cells = completeness.count_cells(table, GRID, {"t": 0.0, "high": 5.0, "low": -5.0}, CONFIG, make_hosts(table))
+    assert cells.loc[cells["n"] > 0, "sufficient"].tolist() == [True, False, False]
+    assert cells.loc[cells["n"] > 0, "reason"].tolist() == ["", "threshold above every score",
+                                                             "threshold below every score"]  # fmt: skip
 
 
 def test_gates_compose():
