@@ -209,9 +209,11 @@ def _relative(path):
 
 
 def command_publish(profile):
-    """Write executed notebooks and a readable HTML site to publish/."""
+    """Write executed notebooks, a readable HTML site and the explorer of the selection function to publish/."""
     import nbformat
     from nbconvert import HTMLExporter
+
+    from lensaudit.explorer import publish_explorer
 
     target = find_root() / "publish"
     rows = []
@@ -225,6 +227,10 @@ def command_publish(profile):
         rows.append(f'<li><a href="{name}.html">{name.replace("_", " ")}</a></li>')
     if not rows:
         raise UserError(f"no executed notebooks of {profile}; run make summary PROFILE={profile} first")
+    product = folder_of(profile) / "07_completeness" / "selection"
+    if (product / "selection.json").is_file():
+        publish_explorer(product, target / "explorer.html")
+        rows.append('<li><a href="explorer.html">explorer of the selection function</a></li>')
     page = ("<!doctype html><html lang='en'><meta charset='utf-8'><title>lensaudit</title>"
             f"<body style='font-family:serif;max-width:40em;margin:2em auto'><h1>lensaudit: {profile}</h1>"
             f"<ol>{''.join(rows)}</ol></body></html>\n")  # fmt: skip
