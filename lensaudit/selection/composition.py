@@ -1,0 +1,181 @@
+"""Products of selection functions and further factors, with the uncertainty of each carried by draws."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lensaudit import stats
+from lensaudit.artifacts import UserError, hash_object, read_table
+from lensaudit.audit.completeness import AXES
+from lensaudit.selection.cells import N_DRAWS, Cells, broadcast_points, check_level
+from lensaudit.selection.footprint import average_footprint
+from lensaudit.selection.rates import count_lenses
+
+
+class Selection:
+    """What selection functions and their products can do: multiply, average over a footprint, count lenses.
+
+    Either kind has ``query``, ``parts(threshold, prior)`` -> list of `Cells`, ``describe(threshold, prior, level)``
+    and ``product``, the selection function whose grid and footprint are used.
+    """
+
+    def __mul__(self, other):
+        """Return the product with another selection function, a `Factor` or a number, all taken as independent."""
+        return ComposedSelection([self, other])
+
+    __rmul__ = __mul__
+
+    def average(self, footprint=None, threshold=None, prior=None, level=0.95):
+        """Average over a footprint's seeing and depth; see `footprint.average_footprint`."""
+        return average_footprint(self, footprint, threshold, prior, level)
+
+    def expected_counts(self, rate, footprint=None, threshold=None, prior=None, level=0.95, max_missing=0.1):
+        """Count the lenses that are found; see `rates.count_lenses`."""
+        return count_lenses(self, rate, footprint, threshold, prior, level, max_missing)
+
+    def draw(self, theta_E, seeing, depth, threshold=None, prior=None, n=N_DRAWS, seed=0):
+        """Return draws of the probability at points, ndarray of shape (n, N); NaN outside the support."""
+        values = broadcast_points(theta_E, seeing, depth)
+        places, reasons, parts = self._locate(values, threshold, prior)
+        unique, inverse = np.unique(places, axis=1, return_inverse=True)
+        inverse = inverse.reshape(-1)
+        drawn = np.ones((n, unique.shape[1]))
+        for part, numbers in zip(parts, unique, strict=True):
+            own, back = np.unique(numbers, return_inverse=True)
+            drawn *= part.draw(own, n, seed)[:, back.reshape(-1)]
+        return np.where((reasons == 0).all(axis=0), drawn[:, inverse], np.nan)
+
+    def _locate(self, values, threshold, prior):
+        """Return cell numbers and reasons of every part, each (parts, N), and the parts."""
+        parts = self.parts(threshold, prior)
+        places, reasons = zip(*(part.locate(values) for part in parts), strict=True)
+        return np.stack(places), np.stack(reasons), parts
+
+
+class Factor:
+    """A probability to multiply a selection function with, such as that of a spectroscopic confirmation.
+
+    Parameters
+    ----------
+    p : float, pandas.DataFrame or path
+        A constant; or a table with p on one to three of the axes theta_E, seeing, depth (every combination of its
+        centres once, in equal steps) and sigma, or lower and upper (95 %). A path is one of a CSV or Parquet file.
+    sigma : float
+        Standard deviation of a constant; 0 takes it as exact.
+    name : str
+        Factors of one name and content are the same quantity: they are drawn together.
+
+    Notes
+    -----
+    The uncertainty is a Beta distribution of that mean and standard deviation, (upper - lower) / 3.92 where bounds are
+    given. Outside the axes of a table the product has no support; inside it is constant in each cell.
+    """
+
+    def __init__(self, p, sigma=0.0, name="factor"):
+        self.name = name
+        if not isinstance(p, (str, Path, pd.DataFrame)):
+            p = pd.DataFrame({"p": [p], "sigma": [sigma]})
+        elif not isinstance(p, pd.DataFrame):
+            p = read_table(p) if str(p).endswith(".parquet") else _read_csv(p)
+        axes = [axis for axis in AXES if axis in p]
+        unknown = sorted(set(p) - {*AXES, "p", "sigma", "lower", "upper"})
+        if unknown or "p" not in p:
+            wrong = f"column {unknown[0]} unknown" if unknown else "column p missing"
+            raise UserError(f"factor {name}: {wrong}; use p, sigma or lower and upper, {', '.join(AXES)}")
+        table = p.sort_values(axes, kind="stable").reset_index(drop=True) if axes else p.reset_index(drop=True)
+        centres = {axis: np.unique(table[axis].to_numpy(dtype=float)) for axis in axes}
+        if len(table) != np.prod([len(c) for c in centres.values()]) or table[axes].duplicated().any():
+            raise UserError(f"factor {name}: the table must hold every combination of {', '.join(axes)} once")
+        self.cells = Cells(centres, _fit_beta(table, name), f"factor/{name}/{hash_object(table.to_dict('list'))[:16]}")
+
+    def parts(self, threshold=None, prior=None):
+        """Return its cells; it has neither operating point nor prior."""
+        return [self.cells]
+
+
+def _read_csv(path):
+    try:
+        return pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"factor {Path(path).name}: unreadable as CSV ({error})") from None
+
+
+def _fit_beta(table, name):
+    """Return p with alpha and beta of a Beta distribution of its mean and standard deviation."""
+    try:
+        p = table["p"].to_numpy(dtype=float)
+        bounds = (table["upper"] - table["lower"]) / 3.92 if {"upper", "lower"} <= set(table) else 0.0
+        sigma = (table["sigma"] if "sigma" in table else bounds + 0.0 * table["p"]).to_numpy(dtype=float)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"factor {name}: not a number ({error})") from None
+    if not ((p >= 0) & (p <= 1)).all() or not (sigma >= 0).all():
+        raise UserError(f"factor {name}: p must lie in 0 to 1 and its uncertainty be known; it is no probability else")
+    if ((sigma > 0) & (sigma**2 >= p * (1 - p))).any():
+        raise UserError(f"factor {name}: a probability of {p[sigma > 0][0]:g} cannot scatter so much; lower sigma")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        total = np.where(sigma > 0, p * (1 - p) / sigma**2 - 1.0, np.nan)
+    return pd.DataFrame({"p": p, "alpha": p * total, "beta": (1 - p) * total, "sufficient": True, "reason": ""})
+
+
+class ComposedSelection(Selection):
+    """A product of selection functions and factors, whose errors are taken as independent of each other.
+
+    Parameters
+    ----------
+    factors : sequence
+        Of `SelectionFunction`, `ComposedSelection`, `Factor` and numbers; at least one is a selection function.
+    """
+
+    def __init__(self, factors):
+        self.factors = []
+        for factor in factors:
+            if isinstance(factor, (int, float, np.floating)):
+                factor = Factor(float(factor), name="number")
+            if not isinstance(factor, (Selection, Factor)):
+                raise UserError(f"a selection function cannot be multiplied with a {type(factor).__name__}; use Factor")
+            self.factors += factor.factors if isinstance(factor, ComposedSelection) else [factor]
+        self.product = next(f for f in self.factors if isinstance(f, Selection))
+
+    def parts(self, threshold=None, prior=None):
+        """Return the cells of every factor."""
+        return [part for factor in self.factors for part in factor.parts(threshold, prior)]
+
+    def describe(self, threshold=None, prior=None, level=0.95):
+        """Return what a result is of: that of each selection function, the factors, and the assumption."""
+        own = [f.describe(threshold, prior, level) for f in self.factors if isinstance(f, Selection)]
+        names = [f.name for f in self.factors if isinstance(f, Factor)]
+        # A product is no better than the least of its factors.
+        closes = next((d["closes"] for d in own if d["closes"] is not True), True)
+        return own[0] | {"closes": closes, "validated": all(d["validated"] for d in own), "factors": names,
+                         "assumption": "factors are independent"}  # fmt: skip
+
+    def query(self, theta_E, seeing, depth, threshold=None, prior=None, level=0.95):
+        """Return the product's probability; columns as those of `SelectionFunction.query`.
+
+        p is the product of the factors' values, lower and upper are quantiles of the product of draws, n_eff =
+        p (1 - p) / variance - 1. A point is in support where it is for every factor.
+        """
+        check_level(level)
+        values = broadcast_points(theta_E, seeing, depth)
+        places, reasons, parts = self._locate(values, threshold, prior)
+        support = (reasons == 0).all(axis=0)
+        out = pd.DataFrame(values)
+        unique, inverse = np.unique(places[:, support], axis=1, return_inverse=True)
+        p, drawn = np.ones(unique.shape[1]), np.ones((N_DRAWS, unique.shape[1]))
+        for part, numbers in zip(parts, unique, strict=True):
+            own, back = np.unique(numbers, return_inverse=True)
+            drawn *= part.draw(own)[:, back.reshape(-1)]
+            p *= part.table["p"].to_numpy(dtype=float)[numbers]
+        lower, upper = stats.summarise_draws(drawn, level) if len(p) else (p, p)
+        with np.errstate(divide="ignore"):
+            n_eff = np.maximum(p * (1 - p) / np.var(drawn, axis=0) - 1.0, 0.0)
+        for name, column in (("p", p), ("lower", lower), ("upper", upper), ("n_eff", n_eff)):
+            out[name] = 0.0 if name == "n_eff" else np.nan
+            out.loc[support, name] = column[inverse.reshape(-1)]
+        texts = np.full(len(support), "", dtype=object)
+        for part, codes in zip(parts, reasons, strict=True):
+            texts = np.where(texts == "", np.asarray(part.reasons, dtype=object)[codes], texts)
+        out = out.assign(in_support=support, reason=pd.Categorical(texts))
+        out.attrs.update(self.describe(threshold, prior, level))
+        return out
