@@ -59,7 +59,7 @@ def draw_candidates(prior, seed, batch, n, options):
     """Draw `n` systems and return, as a dict of arrays, those that could pass Collett's cut."""
     stream = rng.make_stream(seed, "benchmarks/collett", batch)
     t = population.draw_parents(stream.random((n, 4)), prior)
-    t |= population.draw_sources(stream.random((n, 9)), t["z_source"], prior)
+    t |= population.draw_sources(stream.random((n, 11)), t["z_source"], prior)
     u = stream.random((n, 6))
     low, high = options.seeing
     t["seeing"] = low + (high - low) * u[:, 0]

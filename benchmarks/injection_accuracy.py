@@ -55,9 +55,9 @@ def make_job(n, seed, prior="collett", floor=0.0, first_id=0):
         Injection table and host table.
     """
     prior, ids = population.load_prior(prior), first_id + np.arange(n)
-    u = rng.draw_uniforms(seed, "benchmark", ids, 24)
+    u = rng.draw_uniforms(seed, "benchmark", ids, 26)
     parents = population.draw_parents(u[:, :4], prior)
-    sources = population.draw_sources(u[:, 4:13], parents["z_source"], prior)
+    sources = population.draw_sources(u[:, [*range(4, 13), 24, 25]], parents["z_source"], prior)
     radius, angle = 0.6 * parents["theta_E"] * np.sqrt(u[:, 13]), 2 * np.pi * u[:, 14]
     table = pd.DataFrame({k: v for k, v in (parents | sources).items() if k != "log_q"}).assign(
         injection_id=ids, host_index=ids, source_x=radius * np.cos(angle), source_y=radius * np.sin(angle),

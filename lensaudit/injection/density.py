@@ -12,18 +12,11 @@ row's cell.
 import numpy as np
 
 from lensaudit.artifacts import UserError
-from lensaudit.injection.population import (
-    WAVELENGTH,
-    distance_modulus,
-    mean_log_size,
-    parent_density,
-    source_magnitude,
-    source_number,
-)
+from lensaudit.injection.galaxies import measure_galaxy_density
+from lensaudit.injection.population import parent_density
 
 VARIABLES = ("theta_E", "z_source", "mag_source_r", "g-r", "r-z", "log10 source_R", "source_q", "source_n", "n_clumps",
              "clump_fraction", "source_x", "source_y")  # fmt: skip
-COLOUR_KERNEL = 0.05  # mag; a population's colours lie on a curve at given z, so that they are widened by this
 
 
 def measure_density(table, prior):
@@ -61,7 +54,7 @@ def measure_source_density(table, prior):
                    "source_n", "n_clumps", "clump_fraction", "source_x", "source_y")}  # fmt: skip
     g_r, r_z = t["mag_source_g"] - t["mag_source_r"], t["mag_source_r"] - t["mag_source_z"]
     if s["kind"] == "population":
-        out = _population_density(t, g_r, r_z, prior)
+        out = measure_galaxy_density(t, prior)
     else:
         out = _log_uniform(t["mag_source_r"], s["mag_r"]) + _log_normal(g_r, *s["g_r"]) + _log_normal(r_z, *s["r_z"])
         out = out + _log_uniform(t["source_R"], s["radius"]) + np.log(t["source_R"] * np.log(10.0))
@@ -129,45 +122,3 @@ def _log_rayleigh(value, scale, top=0.8):
     with np.errstate(divide="ignore"):
         inside = np.where((value >= 0.0) & (value <= top + 1e-9), value, 0.0)
         return np.log(inside / scale**2 / norm) - 0.5 * (value / scale) ** 2
-
-
-def _population_density(t, g_r, r_z, prior):
-    """Return the log density in r magnitude, two colours and log10 R at given z_source.
-
-    Notes
-    -----
-    Colours are linear in the ultraviolet slope and the break, both normal, so they are bivariate normal, widened by
-    `COLOUR_KERNEL`. Magnitude and size follow at the slope and break that the colours say, the rest of their scatter
-    added to that of the size and of the magnitude. The break's floor at 0 (5 per cent of the draws) is left out.
-    """
-    s, z = prior["source"], t["z_source"]
-    centre, scatter = (np.array([s[k][i] for k in ("uv_slope", "balmer_break")]) for i in (0, 1))
-
-    def magnitudes(slope, jump):
-        mags = [source_magnitude(0.0, z, WAVELENGTH[b], slope, jump, prior) for b in ("g", "r", "z")]
-        v = source_magnitude(0.0, z, 5500.0 * (1.0 + z), slope, jump, prior)
-        v = v - distance_modulus(z, prior) + 2.5 * np.log10(1.0 + z)
-        return np.stack([mags[0] - mags[1], mags[1] - mags[2], mags[1], v])
-
-    base = magnitudes(*centre)
-    steps = np.stack([magnitudes(centre[0] + 1.0, centre[1]) - base, magnitudes(centre[0], centre[1] + 1.0) - base], 1)
-    steps = (steps * scatter[None, :, None]).transpose(2, 0, 1)  # (N, 4, 2), per standard deviation
-    colours, rest = steps[:, :2], steps[:, 2:]
-    covariance = colours @ colours.transpose(0, 2, 1) + COLOUR_KERNEL**2 * np.eye(2)
-    offset = np.stack([g_r - base[0], r_z - base[1]], axis=1)[:, :, None]
-    solved = np.linalg.solve(covariance, offset)
-    log_colour = -0.5 * (offset * solved).sum(axis=(1, 2)) - 0.5 * np.log(np.linalg.det(covariance)) - np.log(2 * np.pi)
-    latent = colours.transpose(0, 2, 1) @ solved
-    left = np.eye(2) - colours.transpose(0, 2, 1) @ np.linalg.solve(covariance, colours)
-    shift = (rest @ latent)[:, :, 0]
-    spread = rest @ left @ rest.transpose(0, 2, 1)
-    M_uv = t["mag_source_r"] - base[2] - shift[:, 0]
-    size = mean_log_size(M_uv + base[3] + shift[:, 1], z, prior)
-    width = np.sqrt(s["size_scatter"] ** 2 + np.maximum(spread[:, 1, 1], 0.0) / 16.0)
-    # The luminosity function ends where the prior's sample does; colours do not say M_uv to better than this.
-    blur = np.sqrt(np.maximum(spread[:, 0, 0], 0.0) + COLOUR_KERNEL**2)
-    nodes, share = np.polynomial.hermite_e.hermegauss(9)
-    number = sum(s * source_number(M_uv + blur * node, z, prior) for node, s in zip(nodes, share, strict=True))
-    with np.errstate(divide="ignore"):
-        log_number = np.log(number / share.sum())
-    return log_number + log_colour + _log_normal(np.log10(t["source_R"]), size, width)

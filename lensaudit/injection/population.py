@@ -14,10 +14,9 @@ from scipy.special import gamma, ndtr, ndtri
 
 from lensaudit import rng
 from lensaudit.artifacts import UserError, find_root, hash_object
+from lensaudit.injection.distances import LIGHT_SPEED, comoving_distance, distance_modulus, volume_element
+from lensaudit.injection.galaxies import ARCSEC, WAVELENGTH, draw_galaxies, make_key, source_density
 
-ARCSEC = 206264.8  # per radian
-LIGHT_SPEED = 299792.458  # km/s
-WAVELENGTH = {"g": 4800.0, "r": 6400.0, "z": 9200.0}  # effective, Angstrom (DECam)
 RED_SEQUENCE = {"g-r": 0.75, "r-z": 0.65}  # rest-frame colours of a passive galaxy, mag
 EVOLUTION = 0.85  # mag brighter per unit redshift, early types in r (Bernardi+ 2003)
 
@@ -51,34 +50,6 @@ def load_prior(name="collett"):
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"data_manifests/priors/{name}.toml: not valid TOML ({error})") from None
     return prior | {"hash": hash_object(prior)}
-
-
-@functools.cache
-def _distances(h, omega_m):
-    from astropy.cosmology import FlatLambdaCDM
-
-    cosmology = FlatLambdaCDM(100.0 * h, omega_m)
-    z = np.linspace(0.0, 8.0, 1601)
-    comoving = cosmology.comoving_distance(z).value
-    volume = comoving**2 * LIGHT_SPEED / (100.0 * h * cosmology.efunc(z))
-    return z, comoving, volume
-
-
-def comoving_distance(z, prior):
-    """Return the comoving distance [Mpc]."""
-    grid, distance, _ = _distances(prior["cosmology"]["h"], prior["cosmology"]["omega_m"])
-    return np.interp(z, grid, distance)
-
-
-def distance_modulus(z, prior):
-    """Return the distance modulus [mag]."""
-    return 5.0 * np.log10((1.0 + np.asarray(z)) * comoving_distance(z, prior)) + 25.0
-
-
-def volume_element(z, prior):
-    """Return the comoving volume per unit redshift and steradian [Mpc^3]."""
-    grid, _, volume = _distances(prior["cosmology"]["h"], prior["cosmology"]["omega_m"])
-    return np.interp(z, grid, volume)
 
 
 def sigma_to_theta(sigma, z_lens, z_source, prior):
@@ -148,68 +119,13 @@ def visible_fraction(sigma, z, prior):
     return ndtr((d["z_mag_limit"] - mag) / d["magnitude_scatter"])
 
 
-def source_magnitude(M_uv, z, wavelength, slope, step, prior):
-    """Return the apparent AB magnitude of a star-forming galaxy at an observed wavelength [Angstrom].
-
-    Notes
-    -----
-    Rest-frame spectrum: a power law of index `slope` in f_lambda from 1216 to 3600 A, brighter by `step` mag across
-    3600-4200 A, the optical slope redward, a constant dimming below Lyman alpha.
-    """
-    rest = np.asarray(wavelength) / (1.0 + np.asarray(z))
-    s = prior["source"]
-    uv = -2.5 * (slope + 2.0) * np.log10(np.minimum(rest, 3600.0) / 1500.0)
-    jump = -step * np.clip((rest - 3600.0) / 600.0, 0.0, 1.0)
-    red = -2.5 * (s["optical_slope"] + 2.0) * np.log10(np.maximum(rest, 4200.0) / 4200.0)
-    lyman = np.where(rest < 1216.0, s["lyman_dimming"], 0.0)
-    return M_uv + uv + jump + red + lyman + distance_modulus(z, prior) - 2.5 * np.log10(1.0 + np.asarray(z))
-
-
-def _key(prior):
-    """Return a prior as text, so that tables are remembered by what it says and not by its name."""
-    return json.dumps({k: v for k, v in prior.items() if k != "hash"}, sort_keys=True)
-
-
-@functools.cache
-def _source_tables(key):
-    prior = json.loads(key)
-    s = prior["source"]
-    z = np.arange(s["z"][0], s["z"][1], 0.05) + 0.025
-    M = np.arange(-24.0, -10.0, 0.05) + 0.025
-    star, phi, alpha = (np.interp(z, s["lf_z"], s[k])[:, None] for k in ("lf_m_star", "lf_phi", "lf_alpha"))
-    x = 10.0 ** (-0.4 * (M[None] - star))
-    number = 0.4 * np.log(10.0) * phi * x ** (alpha + 1.0) * np.exp(-x) * 0.05
-    mag = source_magnitude(M[None], z[:, None], WAVELENGTH["r"], s["uv_slope"][0], s["balmer_break"][0], prior)
-    number = np.where(mag < s["mag_limit"], number, 0.0)
-    total = number.sum(axis=1)
-    cumulative = np.cumsum(number, axis=1) / np.maximum(total, 1e-300)[:, None]
-    density = total * volume_element(z, prior) * 0.05
-    return z, M, cumulative, density
-
-
-def source_density(prior):
-    """Return redshifts (bin centres, width 0.05) and relative numbers of sources above the prior's limit."""
-    z, _, _, density = _source_tables(_key(prior))
-    return z, density
-
-
-def source_number(M_uv, z, prior):
-    """Return the density per mag of a source's ultraviolet magnitude at its redshift, 0 beyond the prior's limits."""
-    grid, M, cumulative, _ = _source_tables(_key(prior))
-    row = np.floor((np.asarray(z) - prior["source"]["z"][0]) / 0.05).astype(int)
-    column = np.floor((np.asarray(M_uv) - M[0]) / 0.05 + 0.5).astype(int)
-    inside = (row >= 0) & (row < len(grid)) & (column >= 0) & (column < len(M))
-    step = np.diff(cumulative, axis=1, prepend=0.0) / 0.05
-    return np.where(inside, step[np.clip(row, 0, len(grid) - 1), np.clip(column, 0, len(M) - 1)], 0.0)
-
-
 def draw_sources(u, z, prior):
     """Draw sources at given redshifts.
 
     Parameters
     ----------
-    u : ndarray of shape (N, 9)
-        Uniforms: luminosity, slope, break, size, axis ratio, angle, index, clumps, clump fraction.
+    u : ndarray of shape (N, 11)
+        Uniforms: luminosity, slope, break, size, axis ratio, angle, index, clumps, clump fraction, two of colours.
     z : ndarray of shape (N,)
     prior : dict
 
@@ -221,7 +137,7 @@ def draw_sources(u, z, prior):
     """
     s = prior["source"]
     if s["kind"] == "population":
-        out = _draw_population(u, z, prior)
+        out = draw_galaxies(u[:, [0, 1, 2, 3, 9, 10]], z, prior)
     else:
         low, high = s["mag_r"]
         mag = low + (high - low) * u[:, 0]
@@ -241,33 +157,6 @@ def draw_sources(u, z, prior):
     low, high = s["clump_fraction"]
     out["clump_fraction"] = np.where(clumpy, low + (high - low) * u[:, 8], 0.0)
     return out
-
-
-def _draw_population(u, z, prior):
-    s = prior["source"]
-    grid, M, cumulative, _ = _source_tables(_key(prior))
-    row = np.clip(((z - s["z"][0]) / 0.05).astype(int), 0, len(grid) - 1)
-    # One search for all rows: each row's cumulative is raised by its number.
-    flat = (cumulative + np.arange(len(grid))[:, None]).ravel()
-    cell = np.minimum(np.searchsorted(flat, row + u[:, 0], side="right"), (row + 1) * len(M) - 1)
-    column = cell - row * len(M)
-    before = np.where(column > 0, cumulative[row, np.maximum(column - 1, 0)], 0.0)
-    step = np.maximum(cumulative[row, column] - before, 1e-300)
-    M_uv = M[column] - 0.025 + 0.05 * np.clip((u[:, 0] - before) / step, 0.0, 1.0)
-    slope = s["uv_slope"][0] + s["uv_slope"][1] * ndtri(u[:, 1])
-    jump = np.maximum(s["balmer_break"][0] + s["balmer_break"][1] * ndtri(u[:, 2]), 0.0)
-    mags = {b: source_magnitude(M_uv, z, w, slope, jump, prior) for b, w in WAVELENGTH.items()}
-    M_v = source_magnitude(M_uv, z, 5500.0 * (1.0 + z), slope, jump, prior) - distance_modulus(z, prior)
-    M_v = M_v + 2.5 * np.log10(1.0 + z)
-    radius = 10.0 ** (mean_log_size(M_v, z, prior) + s["size_scatter"] * ndtri(u[:, 3]))
-    return {"mag_source_g": mags["g"], "mag_source_r": mags["r"], "mag_source_z": mags["z"],
-            "source_R": np.clip(radius, 0.02, 3.0)}  # fmt: skip
-
-
-def mean_log_size(M_v, z, prior):
-    """Return log10 of the half-light radius [arcsec] expected of a galaxy of V-band magnitude M_v at z (FACTS 4)."""
-    size = -(np.asarray(M_v) + 18.0) / 4.0 - 1.2 * np.log10((1.0 + z) / 1.6)
-    return size + np.log10(ARCSEC * (1.0 + z) / (comoving_distance(z, prior) * 1e3))
 
 
 def draw_axis_ratio(u, scale, floor=0.2):
@@ -310,7 +199,7 @@ def draw_parents(u, prior):
     Number of deflectors (velocity-dispersion function, comoving volume, brighter than the parent sample's limit) times
     number of sources times area; cells of 5 km/s, 0.025, 0.05, uniform inside.
     """
-    sigma, z_lens, z_source, cumulative = _parent_tables(_key(prior))
+    sigma, z_lens, z_source, cumulative = _parent_tables(make_key(prior))
     cell = np.minimum(np.searchsorted(cumulative, u[:, 0] * cumulative[-1], side="right"), len(cumulative) - 1)
     i, j, k = np.unravel_index(cell, (len(sigma), len(z_lens), len(z_source)))
     out = {"sigma_v": sigma[i] + 5.0 * (u[:, 1] - 0.5), "z_lens": z_lens[j] + 0.025 * (u[:, 2] - 0.5),
@@ -322,7 +211,7 @@ def draw_parents(u, prior):
 
 def parent_density(theta_E, z_lens, z_source, prior):
     """Return the log density of `draw_parents` in theta_E [arcsec] and z_source, given z_lens; -inf outside."""
-    sigma, z_l, z_s, cumulative = _parent_tables(_key(prior))
+    sigma, z_l, z_s, cumulative = _parent_tables(make_key(prior))
     speed = theta_to_sigma(theta_E, z_lens, z_source, prior)
     index, inside = [], np.asarray(z_source) > np.asarray(z_lens)
     for value, grid, step in ((speed, sigma, 5.0), (z_lens, z_l, 0.025), (z_source, z_s, 0.05)):

@@ -20,7 +20,7 @@ from lensaudit.injection.checks import MAX_CLUMPS
 from lensaudit.injection.density import measure_source_density
 from lensaudit.injection.forecast import add_brightness, bound_arcs, forecast_arcs
 from lensaudit.injection.hosts import HostMatcher, match_conditions, swap_hosts
-from lensaudit.injection.inject import measure_injections
+from lensaudit.injection.inject import measure_injections, read_psf
 from lensaudit.injection.population import (
     draw_axis_ratio,
     draw_parents,
@@ -34,7 +34,7 @@ from lensaudit.lensing.mass import pack_lens
 from lensaudit.shards import map_shards
 
 ROUNDS = (16, 48, 128, 256, 352)  # proposals per id; one without an accepted proposal after all is left out
-N_UNIFORMS = 21
+N_UNIFORMS = 23
 SLACK = 1.2  # the forecast may be this much too low before a proposal is thrown away without rendering
 ROUGH_SLACK = 1.6  # the same with a slope, multipoles or a subhalo, which the forecast does not know
 TWIN_IDS = 2_000_000_000  # ids of the sets start apart (grid: `cells.FIRST_ID`), so that no two share noise
@@ -213,7 +213,7 @@ def _measure(columns, ids, hosts, prior, config, seed):
     table = pd.DataFrame({"injection_id": ids, **names, **columns})
     table["log_q"] += measure_source_density(table, prior)
     used = hosts.iloc[np.unique(row)]
-    return add_brightness(measure_injections(table, used, config, seed), used)
+    return add_brightness(measure_injections(table, used, config, seed, **read_psf(prior, own)), used)
 
 
 def _clip_redshift(z_phot, prior):
@@ -247,7 +247,7 @@ def _propose(u, owner, work, matcher, fields, prior, config):
         out["sigma_v"] = theta_to_sigma(out["theta_E"], out["z_lens"], out["z_source"], prior)
     keep = (out["row"] >= 0) & (out["z_source"] > out["z_lens"])
     out, u = {k: v[keep] for k, v in out.items()}, u[keep]
-    source = draw_sources(u[:, 5:14], out["z_source"], prior)
+    source = draw_sources(u[:, 5:16], out["z_source"], prior)
     if "mag_source_r" in work:  # a grid that sets the source's magnitude and size
         shift = work["mag_source_r"][owner[keep]] - source["mag_source_r"]
         source |= {f"mag_source_{b}": source[f"mag_source_{b}"] + shift for b in BANDS}
@@ -256,7 +256,7 @@ def _propose(u, owner, work, matcher, fields, prior, config):
     keep = _can_pass(out, fields, prior, config)
     out, u = {k: v[keep] for k, v in out.items()}, u[keep]
     own = {k: fields[k][out["row"]] for k in ("q_light", "phi_light")}
-    out |= _draw_geometry(u[:, 14:], out, own, prior, config)
+    out |= draw_geometry(u[:, 16:], out, own, prior, config)
     keep = _can_pass(out, fields, prior, config)
     return {k: v[keep] for k, v in out.items()}
 
@@ -289,7 +289,7 @@ def _draw_z_source(u, owner, work, prior):
     return z[pick] + 0.05 * (u[:, 1] - 0.5), np.log(np.maximum(chance, 1e-300) / 0.05)
 
 
-def _draw_geometry(u, table, own, prior, config):
+def draw_geometry(u, table, own, prior, config):
     """Draw source position, mass shape tied to the light, shear and the PSF's nuisance beta from 7 uniforms."""
     d = prior["deflector"]
     low, high = prior["source"]["position"]
@@ -372,7 +372,7 @@ def make_twins(parameters, hosts, n, seed, config=None):
     names = [c for c in COLUMNS if c in table and c not in ("galaxy_id", "brickname", "weight", "untied")]
     lens_id = table["galaxy_id"].to_numpy()
     table = table[names].assign(injection_id=TWIN_IDS + np.arange(len(table)))
-    u = rng.draw_uniforms(seed, "injection/twins", table["injection_id"].to_numpy(), 9)
+    u = rng.draw_uniforms(seed, "injection/twins", table["injection_id"].to_numpy(), 11)
     s, betas = draw_sources(u, np.full(len(u), 1.0), prior), np.asarray(config.injection.psf_betas)
     table = table.assign(
         **{c: own[c].to_numpy() for c in ("host_index", "galaxy_id", "brickname")}, cell=-1,

@@ -5,7 +5,10 @@ import pandas as pd
 import pytest
 from astropy.cosmology import FlatLambdaCDM
 from scipy.integrate import quad
+from scipy.special import gammaincc
+from scipy.stats import qmc
 
+from lensaudit.injection import galaxies
 from lensaudit.injection import population as pop
 from lensaudit.injection.cells import _share, plan_brief, tabulate_sources
 
@@ -59,18 +62,67 @@ def test_parents_are_in_bounds_and_weighted_by_area():
     assert np.exp(-drawn["log_q"][inside]).sum() / near.sum() == pytest.approx(0.4 * 1.0, rel=0.1)
 
 
-def test_sources_look_as_the_facts_say():
-    """Sizes R = 10^(-(M_V+18)/4) ((1+z)/1.6)^-1.2 kpc with 0.35 dex; blue; steeply more faint ones."""
-    u = np.random.default_rng(1).random((20000, 9))
-    source = pop.draw_sources(u, np.full(20000, 1.85), PRIOR)
+def test_sources_look_as_published():
+    """Ultraviolet slopes of Bouwens+ 2009 and Kurczynski+ 2014, sizes of FACTS 4; steeply more faint ones."""
+    u = np.random.default_rng(1).random((40000, 11))
+    source = pop.draw_sources(u, np.full(40000, 1.85), PRIOR)
     colour = source["mag_source_g"] - source["mag_source_r"]
-    assert np.median(colour) == pytest.approx(-0.01, abs=0.08)
-    assert np.median(source["mag_source_r"]) > 26
-    bright = np.abs(source["mag_source_r"] - 24.2) < 0.4
-    assert np.median(source["source_R"][bright]) == pytest.approx(0.28, rel=0.5)
+    slope = colour / (2.5 * np.log10(6400 / 4800)) - 2.0  # g and r at 1700-2250 A
+    bright = np.abs(source["mag_source_r"] - 24.4) < 0.5  # M_1500 of -20
+    assert np.median(slope[bright]) == pytest.approx(-1.5, abs=0.15)
+    assert np.median(source["mag_source_r"]) > 26 and np.median(slope[~bright]) < np.median(slope[bright])
+    # M_V is at least 0.6 (the break) and at most 2 mag brighter than M_1500.
+    size = np.median(source["source_R"][bright])
+    low, high = (10 ** galaxies.mean_log_size(M, 1.85, PRIOR) for M in (-20.4, -22.0))
+    assert low < size < high
     assert ((source["source_q"] >= 0.2) & (source["source_q"] <= 1)).all()
-    low = pop.draw_sources(u, np.full(20000, 0.5), PRIOR)
+    low = pop.draw_sources(u, np.full(40000, 0.5), PRIOR)
     assert np.median(low["mag_source_g"] - low["mag_source_r"]) > 0.25  # the break lies between g and r
+
+
+def test_counts_are_those_of_surveys():
+    """Galaxies per square degree to i = 22-26 within 25 per cent of COSMOS2020's (Weaver+ 2022, Table 2: bins of 0.5
+    mag from 19.25).
+
+    The share beyond z = 0.3 is that of p(z) ~ z^2 exp(-z / z0), z0 = 0.0417 i - 0.744 (LSST Science Book 3.7).
+    """
+    logs = [3.01, 3.23, 3.44, 3.64, 3.85, 4.03, 4.21, 4.38, 4.54, 4.71, 4.86, 4.97, 5.08, 5.20]  # /mag/deg^2
+    z, number = pop.source_density(PRIOR)
+    rng = np.random.default_rng(4)
+    t = pop.draw_sources(rng.random((200000, 11)), rng.choice(z, 200000, p=number / number.sum()), PRIOR)
+    share = np.log(7700 / 6400) / np.log(9200 / 6400)  # i lies between r and z
+    i = t["mag_source_r"] - share * (t["mag_source_r"] - t["mag_source_z"])
+    for limit, edge in ((22, 6), (23, 8), (24, 10), (25, 12), (26, 14)):
+        beyond = gammaincc(3, 0.3 / (0.0417 * limit - 0.744))
+        theirs = 0.5 * (10 ** np.array(logs[:edge])).sum() * beyond
+        ours = number.sum() * np.radians(1) ** 2 * (i < limit).mean()
+        assert ours == pytest.approx(theirs, rel=0.25), limit
+
+
+def test_quiescent_galaxies_are_the_red_ones():
+    """At z = 0.7, r < 23 the colours are bimodal and about a third is red (Brown+ 2007, Faber+ 2007: 0.2-0.5)."""
+    t = pop.draw_sources(np.random.default_rng(5).random((200000, 11)), np.full(200000, 0.7), PRIOR)
+    bright = t["mag_source_r"] < 23
+    red = (t["mag_source_r"] - t["mag_source_z"])[bright] > 1.2
+    assert 0.15 < red.mean() < 0.5
+
+
+@pytest.mark.parametrize("name, z", [("collett", 0.45), ("collett", 1.0), ("collett", 2.3), ("cosmos_like", 1.5)])
+def test_density_is_that_of_the_draws(name, z):
+    """Share of the draws in boxes of (r, g-r, r-z, log R), against the density summed over even points there."""
+    prior, n = pop.load_prior(name), 200000
+    rng = np.random.default_rng(6)
+    t = pop.draw_sources(rng.random((n, 11)), np.full(n, z), prior)
+    x = np.stack([t["mag_source_r"], t["mag_source_g"] - t["mag_source_r"], t["mag_source_r"] - t["mag_source_z"],
+                  np.log10(t["source_R"])], axis=1)  # fmt: skip
+    half, points = np.array([0.5, 0.15, 0.15, 0.25]), qmc.Sobol(4, seed=7).random(4096)
+    for centre in x[(x[:, 0] > 22.0) & (x[:, 0] < 24.5)][:12]:
+        r, g_r, r_z, size = (centre + half * (2.0 * points - 1.0)).T
+        box = {"mag_source_g": r + g_r, "mag_source_r": r, "mag_source_z": r - r_z, "source_R": 10**size}
+        log = galaxies.measure_galaxy_density(box | {"z_source": np.full(len(r), z)}, prior)
+        expected = n * np.exp(log).mean() * (2.0 * half).prod()
+        count = (np.abs(x - centre) < half).all(axis=1).sum()
+        assert abs(count - expected) < 4 * np.sqrt(expected) + 0.02 * expected, (centre, count, expected)
 
 
 def test_shares_sum_and_keep_the_limit():

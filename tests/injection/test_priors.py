@@ -26,7 +26,7 @@ def test_published_is_exactly_the_facts_list():
     assert prior["deflector"]["kind"] == "uniform" and prior["deflector"]["hosts"] == "random"
     assert prior["light"]["psf"] == "gaussian_psfsize_r" and not prior["light"]["arc_noise"]
     assert not prior["cuts"]["selection"]
-    drawn = pop.draw_sources(np.random.default_rng(0).random((N, 9)), np.full(N, 2.0), prior)
+    drawn = pop.draw_sources(np.random.default_rng(0).random((N, 11)), np.full(N, 2.0), prior)
     colour = drawn["mag_source_g"] - drawn["mag_source_r"]
     assert colour.mean() == pytest.approx(1.15, abs=0.01) and colour.std() == pytest.approx(0.30, abs=0.01)
     assert (drawn["n_clumps"] == 0).all() and drawn["source_R"].min() >= 0.15 and drawn["source_R"].max() <= 0.5
@@ -65,7 +65,7 @@ def draw(prior, seed, n=N):
     else:
         out |= {"theta_E": rng.uniform(*d["theta_E"], n), "z_source": rng.uniform(*s["z"], n)}
     n = len(out["theta_E"])
-    out |= pop.draw_sources(rng.random((n, 9)), out["z_source"], prior)
+    out |= pop.draw_sources(rng.random((n, 11)), out["z_source"], prior)
     radius = out["theta_E"] * np.sqrt(rng.uniform(s["position"][0] ** 2, s["position"][1] ** 2, n))
     angle = rng.uniform(0, 2 * np.pi, n)
     return out | {"source_x": radius * np.cos(angle), "source_y": radius * np.sin(angle)}
