@@ -11,6 +11,7 @@ import pandas as pd
 from lensaudit import rng as streams
 from lensaudit import stats
 from lensaudit.artifacts import UserError, hash_object
+from lensaudit.audit.error_terms import add_threshold_error, count_draws, take_draws
 from lensaudit.audit.sufficiency import add_intervals, check_thresholds, judge_cell
 
 AXES = ("theta_E", "seeing", "depth")
@@ -20,6 +21,7 @@ CELL_COLUMNS = (
     "completeness", "lower_68", "upper_68", "lower_95", "upper_95", "footprint_weight", "untied_fraction",
     "sufficient", "reason",
 )  # fmt: skip
+THRESHOLD_COLUMNS = ("sigma_threshold", "lower_68_total", "upper_68_total", "lower_total", "upper_total")
 
 
 def take_thresholds(entries, names=("fpr_1e-2", "fpr_1e-3")):
@@ -117,7 +119,7 @@ def count_outside(hosts, grid):
     return pd.DataFrame(rows)
 
 
-def count_cells(table, grid, thresholds, config, hosts, parent=None):
+def count_cells(table, grid, thresholds, config, hosts, parent=None, draws=None):
     """Count injected and recovered arcs per cell and threshold, with intervals that know of reused hosts and bricks.
 
     Parameters
@@ -133,6 +135,8 @@ def count_cells(table, grid, thresholds, config, hosts, parent=None):
     parent : pandas.DataFrame, optional
         Galaxies before the exposure cut (psfsize_r, depth_r, nobs_g, nobs_r, nobs_z), which tells why a column has
         no host.
+    draws : pandas.DataFrame or dict of name -> array, optional
+        Thresholds of the resampled negatives, from `thresholds.set_thresholds`; adds `THRESHOLD_COLUMNS`.
 
     Returns
     -------
@@ -161,8 +165,15 @@ def count_cells(table, grid, thresholds, config, hosts, parent=None):
         part = base.assign(threshold_name=name, threshold=threshold, k=k, n_eff=n_eff, rho_host=rho[0],
                            rho_brick=rho[1])  # fmt: skip
         part["reason"] = part["reason"].where((part["reason"] != "") | (outside == ""), outside)
-        parts.append(add_intervals(part, config))
-    return pd.concat(parts, ignore_index=True)[list(CELL_COLUMNS)]
+        part = add_intervals(part, config)
+        if draws is not None:
+            k = count_draws(inside["cell"].to_numpy(), inside["logit"].to_numpy(), take_draws(draws, name), len(base))
+            n = part["n"].to_numpy()
+            values = np.divide(k, n, out=np.full(k.shape, np.nan), where=n > 0)
+            part = add_threshold_error(part, values, {0.68: "_68", 0.95: "_95"})
+        parts.append(part)
+    columns = CELL_COLUMNS if draws is None else CELL_COLUMNS + THRESHOLD_COLUMNS
+    return pd.concat(parts, ignore_index=True)[list(columns)]
 
 
 def _describe_cells(inside, shape, grid, hosts):
@@ -208,7 +219,7 @@ def explain_columns(grid, config, hosts, parent=None):
     return out
 
 
-def average_cells(cells, axes, table, grid, thresholds, config, weighting="footprint"):
+def average_cells(cells, axes, table, grid, thresholds, config, weighting="footprint", draws=None):
     """Average completeness over the axes not named, with brick-bootstrap intervals.
 
     Parameters
@@ -225,12 +236,14 @@ def average_cells(cells, axes, table, grid, thresholds, config, weighting="footp
     config : lensaudit.config.Config
     weighting : str
         ``"footprint"`` gives each seeing x depth column its share of the survey, ``"flat"`` every cell the same.
+    draws : pandas.DataFrame or dict of name -> array, optional
+        As for `count_cells`; all cells move with one drawn threshold.
 
     Returns
     -------
     pandas.DataFrame
         threshold_name, the axes kept, completeness, lower, upper (95 %), n_cells (sufficient, with tied injections),
-        weighting.
+        weighting; with `draws` sigma_threshold, lower_total, upper_total (95 %).
     """
     table = table[~table["untied"].to_numpy(dtype=bool)]
     number = assign_cells(table, grid)
@@ -246,13 +259,17 @@ def average_cells(cells, axes, table, grid, thresholds, config, weighting="footp
         weight = np.where(own["sufficient"] & (n > 0), column_weight, 0.0)
         label = own.groupby(list(axes)).ngroup().to_numpy() if axes else np.zeros(len(own), dtype=int)
         mean = _average(n, k, weight, label)
-        draws = _draw_averages(number[use], flag[use], host_brick[use], weight, label, len(own), config, name)
+        resampled = _draw_averages(number[use], flag[use], host_brick[use], weight, label, len(own), config, name)
         lower, upper = np.full(len(mean), np.nan), np.full(len(mean), np.nan)
-        known = np.isfinite(draws).any(axis=0)
-        lower[known], upper[known] = stats.summarise_draws(draws[:, known])
+        known = np.isfinite(resampled).any(axis=0)
+        lower[known], upper[known] = stats.summarise_draws(resampled[:, known])
         first = own.groupby(label)[list(axes)].first() if axes else pd.DataFrame(index=[0])
         part = first.assign(threshold_name=name, completeness=mean, lower=lower, upper=upper, weighting=weighting,
                             n_cells=pd.Series(weight > 0).groupby(label).sum().to_numpy())  # fmt: skip
+        if draws is not None:
+            found = count_draws(number[use], table["logit"].to_numpy()[use], take_draws(draws, name), len(own))
+            values = np.stack([_average(n, k, weight, label) for k in found])
+            part = add_threshold_error(part, values, {0.95: ""})
         parts.append(part.reset_index(drop=True))
     return pd.concat(parts, ignore_index=True)
 
@@ -347,10 +364,10 @@ def _bin_axis(values, bins):
     return code, list(0.5 * (edges[1:] + edges[:-1]))
 
 
-def average_axes(cells, table, grid, thresholds, config):
+def average_axes(cells, table, grid, thresholds, config, draws=None):
     """Return axis -> `average_cells` along that axis, footprint-weighted and flat."""
     return {
-        axis: pd.concat([average_cells(cells, (axis,), table, grid, thresholds, config, weighting)
+        axis: pd.concat([average_cells(cells, (axis,), table, grid, thresholds, config, weighting, draws)
                          for weighting in ("footprint", "flat")], ignore_index=True)
         for axis in AXES
     }  # fmt: skip
