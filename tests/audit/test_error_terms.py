@@ -8,6 +8,7 @@ from scipy import stats as sps
 from lensaudit import stats
 from lensaudit.artifacts import UserError
 from lensaudit.audit import completeness, error_terms
+from lensaudit.audit.sufficiency import add_intervals
 from lensaudit.audit.thresholds import draw_thresholds
 from lensaudit.config import load_config
 from lensaudit.rng import make_stream
@@ -59,8 +60,10 @@ def test_total_bounds_cover_the_completeness_at_the_stated_rate():
     truth, plain, total = sps.norm.sf(TRUE_CUT - SHIFT), [], []
     for seed in range(150):
         cut, draws = draw_cuts(seed)
-        table = make_cell(make_stream(seed, "test/injections").normal(size=800) + SHIFT)
-        row = completeness.count_cells(table, GRID, {"t": cut}, CONFIG, make_hosts(table), draws={"t": draws}).iloc[0]
+        logit = make_stream(seed, "test/injections").normal(size=800) + SHIFT
+        part = add_intervals(pd.DataFrame({"n": [800], "k": np.sum(logit > cut), "n_eff": 800.0, "reason": ""}), CONFIG)
+        values = error_terms.count_draws(np.zeros(800, dtype=int), logit, draws, 1) / 800
+        row = error_terms.add_threshold_error(part, values, {0.68: "_68", 0.95: "_95"}).iloc[0]
         plain.append([row[f"lower_{x}"] <= truth <= row[f"upper_{x}"] for x in ("68", "95")])
         total.append([row[f"lower{x}_total"] <= truth <= row[f"upper{x}_total"] for x in ("_68", "")])
     assert np.all(np.abs(np.mean(total, axis=0) - [0.68, 0.95]) < [0.10, 0.045])
