@@ -19,7 +19,8 @@ from lensaudit.audit.detectability import correct_bias, fit_bias, measure_arcs
 from lensaudit.audit.thresholds import freeze_detector
 from lensaudit.constants import RENDER_SIZE
 from lensaudit.injection.hosts import swap_hosts
-from lensaudit.injection.inject import inject, measure_injections
+from lensaudit.injection.inject import inject, measure_injections, read_light
+from lensaudit.injection.population import load_prior
 from lensaudit.shards import map_shards
 
 TYPES = {"injection_id": "int64", "host_index": "int64", "cell": "int64", "n_clumps": "int64", "multiplicity": "int64",
@@ -102,7 +103,7 @@ def hash_engine():
 
 
 def run_injections(table, hosts, boxes, detector, config, folder, label="injections", bias=None, block_rows=512,
-                   workers=None, **variants):  # fmt: skip
+                   workers=None, measure=True, **variants):  # fmt: skip
     """Render every injection into its host, score it and measure its arc.
 
     Parameters
@@ -126,13 +127,16 @@ def run_injections(table, hosts, boxes, detector, config, folder, label="injecti
         Injections per block; the result does not depend on it.
     workers : int, optional
         Blocks worked on at once, in threads; as many as there are cores by default.
+    measure : bool
+        False leaves the arcs unmeasured: twice as fast where only scores are wanted.
     **variants
-        For `injection.inject.inject`, such as ``gain_override`` or ``psf_mode``.
+        For `injection.inject.inject`, such as ``gain_override`` or ``psf_mode``; they go before what the ``[light]`` of
+        the configuration's prior says.
 
     Returns
     -------
     pandas.DataFrame
-        The table with the host's conditions, logit, and the columns of `detectability.measure_arcs`.
+        The table with the host's conditions, logit, and, measured, the columns of `detectability.measure_arcs`.
 
     Raises
     ------
@@ -147,15 +151,16 @@ def run_injections(table, hosts, boxes, detector, config, folder, label="injecti
     if table["injection_id"].duplicated().any():
         twice = table.loc[table["injection_id"].duplicated(), "injection_id"].iloc[0]
         raise UserError(f"{label}: injection_id {twice} appears twice; ids must be unique in a campaign")
+    rows = position.loc[table["host_index"].to_numpy()].to_numpy()
+    variants = read_light(load_prior(config.injection.prior), hosts.iloc[rows]) | variants
     common = hash_object({
         "detector": detector.id, "engine": hash_engine(), "seed": config.seed, "injection": config.section("injection"),
         "variants": {k: hashlib.sha256(v.tobytes()).hexdigest() if isinstance(v, np.ndarray) else str(v)
                      for k, v in variants.items()},
-        "bias": None if bias is None else bias.to_dict("list"),
+        "bias": None if bias is None else bias.to_dict("list"), "measure": measure,
     })  # fmt: skip
-    rows = position.loc[table["host_index"].to_numpy()].to_numpy()
     table = table.reset_index(drop=True).astype({name: kind for name, kind in TYPES.items() if name in table})
-    context = (table, hosts, boxes, rows, detector, config, bias, variants, common, folder, label)
+    context = (table, hosts, boxes, rows, detector, config, bias, variants, common, folder, label, measure)
 
     def run_block(start):
         return _run_block(start, min(start + block_rows, len(table)), *context)
@@ -181,7 +186,8 @@ def _single_threads():
             torch.set_num_threads(before)
 
 
-def _run_block(start, stop, table, hosts, boxes, rows, detector, config, bias, variants, common, folder, label):
+def _run_block(start, stop, table, hosts, boxes, rows, detector, config, bias, variants, common, folder, label,
+               measure):  # fmt: skip
     block, index = table.iloc[start:stop].reset_index(drop=True), rows[start:stop]
     own = hosts.iloc[index].reset_index(drop=True)
     content = hashlib.sha256(common.encode())
@@ -197,12 +203,13 @@ def _run_block(start, stop, table, hosts, boxes, rows, detector, config, bias, v
             path.unlink()
     variants = {k: v[start:stop] if isinstance(v, np.ndarray) else v for k, v in variants.items()}
     images, _ = inject(block, own, boxes[index], config, config.seed, **variants)
-    measured = measure_arcs(images, block["theta_E"])
-    if bias is not None:
-        measured = correct_bias(measured, bias)
     conditions = {name: own[name].to_numpy() for name in HOST_COLUMNS if name in own and name not in block}
     out = block.assign(**conditions, logit=np.asarray(detector.score(images), dtype=np.float64))
-    out = pd.concat([out, measured.drop(columns=[c for c in measured if c in out])], axis=1)
+    if measure:
+        measured = measure_arcs(images, block["theta_E"])
+        if bias is not None:
+            measured = correct_bias(measured, bias)
+        out = pd.concat([out, measured.drop(columns=[c for c in measured if c in out])], axis=1)
     write_table(path, out)
     return out
 

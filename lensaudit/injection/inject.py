@@ -63,17 +63,53 @@ def point_fluxes(table, own):
     return out
 
 
-def moffat_radii(table, own, bands=BANDS, psf_mode="moffat"):
+def read_psf(prior, own):
+    """Return what a prior's ``[light]`` says of the PSF, as keywords of `render_table`; none for most priors.
+
+    Parameters
+    ----------
+    prior : dict
+        With ``light.psf = "gaussian_psfsize_r"``: a Gaussian of FWHM psfsize_r, unconverted, times
+        ``light.psf_scale`` of the band.
+    own : pandas.DataFrame
+        Host of each injection, N rows.
+
+    Returns
+    -------
+    dict
+        psf_mode and psfsize (N, 3) [arcsec].
+    """
+    light = prior.get("light", {})
+    if "psf" not in light:
+        return {}
+    scale = light.get("psf_scale", {})
+    if light["psf"] != "gaussian_psfsize_r" or set(scale) != set(BANDS):
+        raise UserError(f"prior {prior.get('name')}: light.psf {light['psf']!r} with psf_scale of {', '.join(scale)}; "
+                        f"known is gaussian_psfsize_r with {', '.join(BANDS)}")  # fmt: skip
+    psfsize = own["psfsize_r"].to_numpy(dtype=np.float64)[:, None] * np.array([scale[b] for b in BANDS])
+    return {"psf_mode": "gaussian_psfsize", "psfsize": psfsize}
+
+
+def read_light(prior, own):
+    """Return all that a prior's ``[light]`` says, PSF and arc noise, as keywords of `inject`; see `read_psf`."""
+    light = prior.get("light", {})
+    return read_psf(prior, own) | ({"noise": bool(light["arc_noise"])} if "arc_noise" in light else {})
+
+
+def moffat_radii(table, own, bands=BANDS, psf_mode="moffat", psfsize=None):
     """Return (alpha [pixel] of shape (N, bands), beta of shape (N,)) of each injection's PSF.
 
     Notes
     -----
     ``"moffat"``: psfsize converted to the true FWHM for the drawn beta. ``"gaussian_psfsize"``: a Gaussian whose FWHM
-    is psfsize, unconverted (ablation).
+    is psfsize, unconverted (ablation). `psfsize` (N, 3) [arcsec] stands in place of the hosts' own.
     """
     if psf_mode not in PSF_MODES:
         raise UserError(f"psf_mode {psf_mode!r} unknown; use {' or '.join(PSF_MODES)}")
-    psfsize = np.stack([own[f"psfsize_{b}"].to_numpy(dtype=np.float64) for b in bands], 1)
+    if psfsize is None:
+        psfsize = np.stack([own[f"psfsize_{b}"].to_numpy(dtype=np.float64) for b in bands], 1)
+    else:
+        psfsize = np.asarray(psfsize, dtype=np.float64)[:, [BANDS.index(b) for b in bands]]
     if psf_mode == "gaussian_psfsize":
         return psfsize / photometry.FWHM_OF_SIGMA / PIXEL_SCALE, np.full(len(table), np.inf)
     beta = table["psf_beta"].to_numpy(dtype=np.float64)
@@ -128,7 +164,7 @@ def prepare(table, own, seed, bands=BANDS, dtype=torch.float32, device="cpu", ba
     return lens, components, (discs, knots, torch.as_tensor(owner, device=device)), extras
 
 
-def make_transfers(table, own, bands, psf_mode, period, dtype=torch.float32, device="cpu"):
+def make_transfers(table, own, bands, psf_mode, period, dtype=torch.float32, device="cpu", psfsize=None):
     """Return the transfer functions of the rows' analytic PSFs: Moffats, elliptical or with outer wings where asked.
 
     Notes
@@ -136,7 +172,7 @@ def make_transfers(table, own, bands, psf_mode, period, dtype=torch.float32, dev
     ``psf_e1``, ``psf_e2``: ellipticity, see `lensing.psf.stretch_frequencies`. ``psf_wings``: the survey's outer wings;
     the core is narrowed so that psfsize stays what it is.
     """
-    alpha, beta = moffat_radii(table, own, bands, psf_mode)
+    alpha, beta = moffat_radii(table, own, bands, psf_mode, psfsize)
     wings = table["psf_wings"].to_numpy(dtype=bool) if "psf_wings" in table else None
     if wings is not None and wings.any():
         alpha[wings] = narrow_core(alpha[wings], beta[wings], bands)
@@ -181,7 +217,7 @@ def choose_batch(device, size):
 
 
 def render_table(table, hosts, config, seed, bands=BANDS, psf_mode="moffat", psf_images=None, panel_width=None,
-                 dtype=torch.float32, batch_size=None, size=RENDER_SIZE, bank=None):  # fmt: skip
+                 dtype=torch.float32, batch_size=None, size=RENDER_SIZE, bank=None, psfsize=None):  # fmt: skip
     """Render the noiseless arcs of a table.
 
     Parameters
@@ -202,6 +238,8 @@ def render_table(table, hosts, config, seed, bands=BANDS, psf_mode="moffat", psf
         In place of the configuration's. See `lensing.sample.sample_maps`; larger is coarser and faster.
     bank : lensing.sources.ImageBank, optional
         Needed when the table has ``bank_index``.
+    psfsize : ndarray of shape (N, 3), optional
+        psfsize [arcsec] per band in place of the hosts' own (ablation).
 
     Returns
     -------
@@ -219,6 +257,7 @@ def render_table(table, hosts, config, seed, bands=BANDS, psf_mode="moffat", psf
         if psf_images.shape[:2] != images.shape[:2]:
             raise UserError(f"psf_images have shape {psf_images.shape}; give one per injection and band")
         psf_images = check_kernel(psf_images, size, ids=table["injection_id"].to_numpy())
+    _check_psfsize(psfsize, table)
     for start in range(0, len(table), step):
         part = slice(start, min(start + step, len(table)))
         with single_thread():
@@ -228,14 +267,28 @@ def render_table(table, hosts, config, seed, bands=BANDS, psf_mode="moffat", psf
                 given = torch.complex64 if dtype == torch.float32 else torch.complex128
                 transfer = transfer_image(psf_images[part], period).to(device, given)
             else:
-                transfer = make_transfers(rows, hosts_of, bands, psf_mode, period, dtype, device)
+                widths = None if psfsize is None else psfsize[part]
+                transfer = make_transfers(rows, hosts_of, bands, psf_mode, period, dtype, device, widths)
             arcs, total = render_arcs(lens, components, weights, transfer, size, panel_width, **extras)
         images[part], flux[part] = arcs.cpu().numpy(), total.cpu().numpy()
     return images, flux
 
 
+def _check_psfsize(psfsize, table):
+    """Refuse widths that are not one per injection and band, or that no PSF has."""
+    if psfsize is None:
+        return
+    if np.shape(psfsize) != (len(table), len(BANDS)):
+        raise UserError(f"psfsize has shape {np.shape(psfsize)}; give one per injection and band")
+    good = (np.asarray(psfsize) > 0.5) & (np.asarray(psfsize) < 0.5 * RENDER_SIZE * PIXEL_SCALE)
+    if not good.all():
+        row = int(np.argmin(good.all(axis=1)))
+        name = table["injection_id"].to_numpy()[row]
+        raise UserError(f"injection {name}: psfsize = {np.asarray(psfsize)[row]} arcsec is not usable; drop it")
+
+
 def inject(table, hosts, images, config, seed, gain_override=None, psf_mode="moffat", noise=True, sky_noise=False,
-           psf_images=None, bank=None):  # fmt: skip
+           psf_images=None, bank=None, psfsize=None, correlated=True):  # fmt: skip
     """Add lensed arcs to host stamps.
 
     Parameters
@@ -260,6 +313,10 @@ def inject(table, hosts, images, config, seed, gain_override=None, psf_mode="mof
         PSF images in place of the Moffats.
     bank : lensing.sources.ImageBank, optional
         Needed when the table has ``bank_index``.
+    psfsize : ndarray of shape (N, 3), optional
+        psfsize [arcsec] in place of the hosts' own for the arc's PSF (ablation).
+    correlated : bool
+        False draws the arc's shot noise pixel by pixel, without the coadd's kernel (ablation).
 
     Returns
     -------
@@ -283,16 +340,16 @@ def inject(table, hosts, images, config, seed, gain_override=None, psf_mode="mof
     arcs = np.zeros_like(images)
     bright = np.flatnonzero((sum(band_fluxes(table, own)) + point_fluxes(table, own) > 0).any(axis=1))
     if len(bright):
-        given = None if psf_images is None else np.asarray(psf_images)[bright]
+        given, widths = (None if v is None else np.asarray(v)[bright] for v in (psf_images, psfsize))
         arcs[bright], _ = render_table(table.iloc[bright], hosts, config, seed, psf_mode=psf_mode, psf_images=given,
-                                       bank=bank)  # fmt: skip
+                                       bank=bank, psfsize=widths)  # fmt: skip
     gain = list_gains(own, gain_override)
     ids = table["injection_id"].to_numpy()
     for row in bright:
         out[row] += arcs[row]
         if noise:
             sigma = np.sqrt(np.maximum(arcs[row], 0.0) / gain[row].astype(np.float32)[:, None, None])
-            out[row] += draw_noise(ids[row : row + 1], sigma[None], seed)[0]
+            out[row] += draw_noise(ids[row : row + 1], sigma[None], seed, correlated=correlated)[0]
         if sky_noise:
             sigma = [photometry.depth_to_sigma(own[f"psfdepth_{b}"][row], own[f"psfsize_{b}"][row]) for b in BANDS]
             flat = np.broadcast_to(np.float32(sigma)[:, None, None], arcs[row].shape)
@@ -301,7 +358,7 @@ def inject(table, hosts, images, config, seed, gain_override=None, psf_mode="mof
     return out, arcs
 
 
-def measure_injections(table, hosts, config, seed, bank=None):
+def measure_injections(table, hosts, config, seed, bank=None, psf_mode="moffat", psfsize=None):
     """Add what only the rendered arc knows: mu, lensed magnitudes and arc_snr_true.
 
     Parameters
@@ -312,6 +369,8 @@ def measure_injections(table, hosts, config, seed, bank=None):
     config : lensaudit.config.Config
     seed : int
     bank : lensing.sources.ImageBank, optional
+    psf_mode, psfsize
+        As `inject` takes them.
 
     Returns
     -------
@@ -328,7 +387,9 @@ def measure_injections(table, hosts, config, seed, bank=None):
     flux, power = np.zeros(len(table)), np.zeros(len(table))
     for start in range(0, len(table), MEASURED):
         part = slice(start, start + MEASURED)
-        images, lensed = render_table(table.iloc[part], hosts, config, seed, ("r",), panel_width=coarse, bank=bank)
+        widths = None if psfsize is None else psfsize[part]
+        images, lensed = render_table(table.iloc[part], hosts, config, seed, ("r",), psf_mode, panel_width=coarse,
+                                      bank=bank, psfsize=widths)  # fmt: skip
         flux[part], power[part] = lensed[:, 0], (images[:, 0].astype(np.float64) ** 2).sum(axis=(1, 2))
     unlensed = photometry.mag_to_flux(table["mag_source_r"]) * own["mw_transmission_r"].to_numpy()
     mu = flux / np.maximum(unlensed, 1e-30)

@@ -52,7 +52,7 @@ def resampling_matrix(size=RENDER_SIZE, reach=6):
     return np.where(np.abs(offset) <= reach, filter_taps[offset % 256], 0.0).astype(np.float32)
 
 
-def draw_noise(ids, sigma, seed, name="injection/noise"):
+def draw_noise(ids, sigma, seed, name="injection/noise", correlated=True):
     """Draw coadd-like noise of a given white-equivalent sigma map.
 
     Parameters
@@ -61,6 +61,10 @@ def draw_noise(ids, sigma, seed, name="injection/noise"):
     sigma : ndarray of shape (N, 3, S, S)
         White-equivalent standard deviation per pixel [nMgy].
     seed : int
+    name : str
+        Stream.
+    correlated : bool
+        False leaves the coadd's kernel out: white noise of the same draws (ablation).
 
     Returns
     -------
@@ -70,5 +74,6 @@ def draw_noise(ids, sigma, seed, name="injection/noise"):
     out = np.empty(sigma.shape, dtype=np.float32)
     for row, number in enumerate(ids):
         white = rng.make_stream(seed, name, int(number)).standard_normal(sigma.shape[1:], dtype=np.float32)
-        out[row] = matrix @ (white * sigma[row].astype(np.float32)) @ matrix.T
+        scaled = white * sigma[row].astype(np.float32)
+        out[row] = matrix @ scaled @ matrix.T if correlated else scaled
     return out
