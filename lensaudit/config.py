@@ -100,6 +100,7 @@ class TrainingConfig:
     positive_repeats: int = 2
     bfloat16: bool = True
     loss: str = "bce"  # or "focal" (0.25, 2)
+    companion_clip: float = 20.0  # of the second detector: the same recipe, the next seed
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,15 @@ class ClosureConfig:
 
 
 @dataclass(frozen=True)
+class LadderConfig:
+    """The ablation ladder from the prior work's injections to the fiducial ones."""
+
+    n_injections: int = 600  # per rung
+    n_bootstrap: int = 300
+    min_n_eff: float = 20.0  # below, a weighted completeness is not reported
+
+
+@dataclass(frozen=True)
 class RealismConfig:
     """GO / NO-GO."""
 
@@ -185,6 +195,7 @@ class Config:
     injection: InjectionConfig = field(default_factory=InjectionConfig)
     completeness: CompletenessConfig = field(default_factory=CompletenessConfig)
     closure: ClosureConfig = field(default_factory=ClosureConfig)
+    ladder: LadderConfig = field(default_factory=LadderConfig)
     realism: RealismConfig = field(default_factory=RealismConfig)
 
     def section(self, name):
