@@ -156,7 +156,7 @@ def count_cells(table, grid, thresholds, config, hosts, parent=None, draws=None)
     groups = {number: rows for number, rows in inside.groupby("cell").indices.items()}
     host, brick = stats.encode_groups(inside["host_index"]), stats.encode_groups(inside["brickname"])
     parts = []
-    for name, (threshold, outside) in check_thresholds(inside, thresholds).items():
+    for name, (threshold, outside) in check_thresholds(table, thresholds).items():
         flag = inside["logit"].to_numpy() > threshold
         rho = stats.pair_correlation(flag, host, brick, inside["cell"])
         k, n_eff = np.bincount(inside["cell"], flag, len(base)).astype(np.int64), np.zeros(len(base))
@@ -337,7 +337,7 @@ def tabulate_bins(table, columns, thresholds, level=0.95):
     host, brick = stats.encode_groups(inside["host_index"]), stats.encode_groups(inside["brickname"])
     groups, n = pd.Series(code).groupby(code).indices, np.bincount(code, minlength=size)
     n_hosts, n_eff, parts = np.zeros(size, dtype=np.int64), np.zeros(size), []
-    for name, (threshold, reason) in check_thresholds(inside, thresholds).items():
+    for name, (threshold, reason) in check_thresholds(table, thresholds).items():
         flag = inside["logit"].to_numpy() > threshold
         rho = stats.pair_correlation(flag, host, brick, code)
         for number, rows in groups.items():

@@ -58,7 +58,7 @@ def test_sigma_is_the_scores_density_times_the_thresholds_error():
 def test_total_bounds_cover_the_completeness_at_the_stated_rate():
     """2000 negatives and 800 injections: counting bounds alone hold far less than they say."""
     truth, plain, total = sps.norm.sf(TRUE_CUT - SHIFT), [], []
-    for seed in range(150):
+    for seed in range(100):
         cut, draws = draw_cuts(seed)
         logit = make_stream(seed, "test/injections").normal(size=800) + SHIFT
         part = add_intervals(pd.DataFrame({"n": [800], "k": np.sum(logit > cut), "n_eff": 800.0, "reason": ""}), CONFIG)
