@@ -7,8 +7,10 @@ conditional row (8.7 as written) and the twins row, because conditioning on the 
 brightness. Beside them stands "unspoiled", correct injections of the same number: a control counts as caught when one
 of its rows does not close although the same row of the correct injections does not fail, and that row is named.
 
-The headline conditions on the six covariates of 8.7. Two further rows diagnose: `extended` adds
-the antisymmetric arc energy, `oracle` takes the true arc S/N of the truth table in place of the measured one.
+The headline conditions on the six covariates of 8.7 with the prior's weights. Three further rows diagnose: `calibrated`
+multiplies the weights with the catalogue's selection, inferred from train and validation lenses (`unfolding`), `extended`
+adds the antisymmetric arc energy to the covariates, `oracle` takes the true arc S/N of the truth table in place of the
+measured one.
 
 Left for later: more than one sky, population closure on blank bricks.
 """
@@ -20,6 +22,7 @@ from lensaudit import rng as streams
 from lensaudit import stats
 from lensaudit.artifacts import UserError
 from lensaudit.audit.recovery import (
+    COVARIATES,
     EXTENDED,
     ORACLE,
     SUPPORT_BANDWIDTH,
@@ -28,9 +31,13 @@ from lensaudit.audit.recovery import (
     fit_model,
     fit_scaler,
     has_covariates,
+    take_weights,
 )
 from lensaudit.audit.scores import join_scores
+from lensaudit.audit.unfolding import weigh_selection
 from lensaudit.audit.verdict import UNSPOILED, check_guard, compare_recall, judge_controls, make_empty_row
+
+DIAGNOSES = ("calibrated", "extended", "oracle")  # rows on other weights or covariates than the headline
 
 
 def score_lenses(measurements, scores, split="test"):
@@ -114,13 +121,13 @@ def find_supported(lenses, injections, config):
     """
     good = has_covariates(lenses)
     scaler = fit_scaler(injections)
-    kernel = KernelModel(injections, np.zeros(len(injections)), SUPPORT_BANDWIDTH, scaler)
+    kernel = KernelModel(injections, np.zeros(len(injections)), SUPPORT_BANDWIDTH, scaler, take_weights(injections))
     n_eff = np.where(good, kernel.local_n_eff(lenses), 0.0)
     share = min(1.0, len(injections) / config.closure.n_injections)
     return n_eff >= config.closure.min_local_n_eff * share, n_eff
 
 
-def close_conditional(lenses, injections, threshold, choice, config, name):
+def close_conditional(lenses, injections, threshold, choice, config, name, selection=None):
     """Close on p_i = P(recovered | covariates of lens i) from the injections: 8.7's main row.
 
     Parameters
@@ -135,6 +142,9 @@ def close_conditional(lenses, injections, threshold, choice, config, name):
         From `recovery.choose_model`.
     config : lensaudit.config.Config
     name : str
+    selection : dict, optional
+        From `unfolding.unfold_selection`: base weights are then the prior's times the chance of being catalogued, and
+        its own error enters the interval.
 
     Returns
     -------
@@ -150,14 +160,27 @@ def close_conditional(lenses, injections, threshold, choice, config, name):
     table = lenses[["galaxy_id"]].assign(supported=supported, local_n_eff=n_eff, p=np.nan,
                                          recovered=(lenses["logit"] > threshold).to_numpy())  # fmt: skip
     if len(use):
-        model = fit_model(choice, injections, flag, fit_scaler(injections, choice["covariates"]))
         generator = streams.make_stream(config.seed, "audit/closure/bootstrap", name)
-        p, draws = model.predict(use), model.draw(use, config.closure.n_bootstrap, generator)
+        p, draws = _predict(use, injections, flag, choice, config, generator, selection)
         table.loc[supported, "p"] = p
         row = compare_recall(use, recovered, p, draws, config, name)
     else:
         row = make_empty_row()
     return row | {"n_unsupported": int((~supported).sum()), "model": f"{choice['kind']} {choice['parameter']:g}"}, table
+
+
+def _predict(lenses, injections, flag, choice, config, generator, selection):
+    """Return p_i and its draws: hosts resampled and, with a selection, its own draws on top."""
+    scaler, base = fit_scaler(injections, choice["covariates"]), take_weights(injections)
+    if selection is not None:
+        base = weigh_selection(injections, selection["log_weights"])
+    model = fit_model(choice, injections, flag, scaler, base)
+    p, draws = model.predict(lenses), model.draw(lenses, config.closure.n_bootstrap, generator)
+    if selection is not None:
+        moved = [fit_model(choice, injections, flag, scaler, weigh_selection(injections, log)).predict(lenses) - p
+                 for log in selection["draws"]]  # fmt: skip
+        draws = np.clip(draws + np.asarray(moved)[generator.integers(0, len(moved), len(draws))], 0.0, 1.0)
+    return p, draws
 
 
 def close_twins(lenses, twins, threshold, config, name):
@@ -247,26 +270,41 @@ def close_grid(lenses, grid, threshold, config, name, choice_bandwidth=SUPPORT_B
     return row | check_guard(row)
 
 
-def choose_models(injections, thresholds, config):
+def choose_models(injections, thresholds, config, selection=None):
     """Choose the model of P(recovered) at each operating point from the closure set alone.
+
+    Parameters
+    ----------
+    injections : pandas.DataFrame
+        Scored closure set.
+    thresholds : dict of name -> float or None
+    config : lensaudit.config.Config
+    selection : dict, optional
+        From `unfolding.unfold_selection`.
 
     Returns
     -------
     dict of name -> dict
-        As `recovery.choose_model`, with the choice on the extended covariates under "extended"; None where the
-        operating point has no threshold.
+        As `recovery.choose_model`, with the choices of the further rows (`DIAGNOSES`) under their names; None where
+        the operating point has no threshold.
     """
+    tables = {"extended": (injections, EXTENDED)}
+    if selection is not None:
+        tables["calibrated"] = (injections.assign(weight=weigh_selection(injections, selection["log_weights"])),
+                                COVARIATES)  # fmt: skip
+    if "arc_snr_true" in injections:
+        tables["oracle"] = (injections, ORACLE)
+
     def choose(flag):
-        further = {"extended": EXTENDED} | ({"oracle": ORACLE} if "arc_snr_true" in injections else {})
         return choose_model(injections, flag, config) | {
-            kind: choose_model(injections, flag, config, covariates=names) for kind, names in further.items()
+            kind: choose_model(table, flag, config, covariates=names) for kind, (table, names) in tables.items()
         }
 
     return {name: None if threshold is None else choose(injections["logit"] > threshold)
             for name, threshold in thresholds.items()}  # fmt: skip
 
 
-def run_closure(lenses, injections, twins, grid, controls, thresholds, choices, config, detector):
+def run_closure(lenses, injections, twins, grid, controls, thresholds, choices, config, detector, selections=None):
     """Run all rows of closure at each operating point.
 
     Parameters
@@ -284,6 +322,8 @@ def run_closure(lenses, injections, twins, grid, controls, thresholds, choices, 
     config : lensaudit.config.Config
     detector : str
         Id of the frozen detector.
+    selections : dict of name -> dict, optional
+        From `unfolding.unfold_selections`: "main", and each control's own, for the rows `calibrated`.
 
     Returns
     -------
@@ -294,18 +334,20 @@ def run_closure(lenses, injections, twins, grid, controls, thresholds, choices, 
     """
     if controls and UNSPOILED not in controls:
         raise UserError(f"controls: {UNSPOILED!r} is missing; add correct injections of the same number")
-    out, tables = {}, []
+    out, tables, selections = {}, [], selections or {}
     for number, (name, threshold) in enumerate(thresholds.items()):
         if threshold is None:
             row, table = _leave_empty(lenses, controls)
         else:
             row, table = close_conditional(lenses, injections, threshold, choices[name], config, f"{name}/main")
             supported = lenses[table["supported"].to_numpy()].reset_index(drop=True)
-            row |= _diagnose(supported, injections, threshold, choices[name], config, name)
+            row |= _diagnose(supported, injections, threshold, choices[name], config, name,
+                             selections.get("main"))  # fmt: skip
             row["twins"] = close_twins(supported, twins, threshold, config, f"{name}/twins")
             row["grid"] = close_grid(supported, grid, threshold, config, f"{name}/grid")
             row["controls"] = judge_controls({
-                kind: _close_control(supported, pair, threshold, choices[name], config, f"{name}/{kind}")
+                kind: _close_control(supported, pair, threshold, choices[name], config, f"{name}/{kind}",
+                                     selections.get(kind))
                 for kind, pair in controls.items()
             })  # fmt: skip
             row["model_scores"] = choices[name]["scores"]
@@ -315,19 +357,20 @@ def run_closure(lenses, injections, twins, grid, controls, thresholds, choices, 
     return out, pd.concat(tables, ignore_index=True)
 
 
-def _diagnose(lenses, injections, threshold, choice, config, name):
+def _diagnose(lenses, injections, threshold, choice, config, name, selection):
     out = {}
-    for kind in ("extended", "oracle"):
+    for kind in DIAGNOSES:
         known = kind in choice and has_covariates(lenses, choice[kind]["covariates"]).all() if len(lenses) else False
         out[kind] = make_empty_row() | {"n_unsupported": len(lenses)}
         if known:
-            out[kind], _ = close_conditional(lenses, injections, threshold, choice[kind], config, f"{name}/{kind}")
+            out[kind], _ = close_conditional(lenses, injections, threshold, choice[kind], config, f"{name}/{kind}",
+                                             selection if kind == "calibrated" else None)  # fmt: skip
     return out
 
 
 def _leave_empty(lenses, controls):
     empty = make_empty_row() | {"n_unsupported": len(lenses)}
-    row = empty | {"twins": dict(empty), "extended": dict(empty), "oracle": dict(empty),
+    row = empty | {kind: dict(empty) for kind in ("twins", *DIAGNOSES)} | {
                    "grid": empty | {"n_eff": 0.0, "max_weight": np.nan, "guard_ok": False},
                    "controls": judge_controls({kind: {"conditional": empty, "twins": empty} for kind in controls}),
                    "model": "", "model_scores": {}}  # fmt: skip
@@ -335,9 +378,13 @@ def _leave_empty(lenses, controls):
     return row, table
 
 
-def _close_control(lenses, tables, threshold, choice, config, name):
+def _close_control(lenses, tables, threshold, choice, config, name, selection):
     conditional, _ = close_conditional(lenses, tables[0], threshold, choice, config, f"{name}/conditional")
-    return {"conditional": conditional, "twins": close_twins(lenses, tables[1], threshold, config, f"{name}/twins")}
+    rows = {"conditional": conditional, "twins": close_twins(lenses, tables[1], threshold, config, f"{name}/twins")}
+    if selection is not None:
+        rows["calibrated"], _ = close_conditional(lenses, tables[0], threshold, choice["calibrated"], config,
+                                                  f"{name}/calibrated", selection)  # fmt: skip
+    return rows
 
 
 def _read_fpr(name):
@@ -358,9 +405,10 @@ def tabulate_closure(closure):
     points = {"headline": closure} | {k: v for k, v in closure.items() if k.startswith("fpr_")}
     rows = []
     for point, entry in points.items():
-        parts = {"main": entry} | {kind: entry[kind] for kind in ("extended", "oracle", "twins", "grid")}
+        parts = {"main": entry} | {kind: entry[kind] for kind in (*DIAGNOSES, "twins", "grid")}
         for kind, control in entry["controls"].items():
-            parts |= {f"{kind} / conditional": control["conditional"], f"{kind} / twins": control["twins"]}
+            parts |= {f"{kind} / {label}": control[label]
+                      for label in ("conditional", "calibrated", "twins") if label in control}
         for name, part in parts.items():
             rows.append({"operating_point": point, "fpr": entry["fpr"], "row": name, "n_eff": part.get("n_eff"),
                          "guard_ok": part.get("guard_ok")}

@@ -68,6 +68,11 @@ def fit_scaler(table, names=COVARIATES):
     return Scaler(tuple(names), centre, np.maximum(0.5 * (high - low), 1e-6))
 
 
+def take_weights(table):
+    """Return the base weights of injections: ``weight`` where a set was drawn unevenly, else 1."""
+    return table["weight"].to_numpy(dtype=float) if "weight" in table else np.ones(len(table))
+
+
 def has_covariates(table, names=COVARIATES):
     """Return which rows have all covariates; the arc's colour may be missing, which is a state of its own."""
     needed = [name for name in names if name != "arc_g_r"]
@@ -204,7 +209,7 @@ def choose_model(table, flag, config, candidates=CANDIDATES, covariates=COVARIAT
     dict
         kind, parameter, score (mean log-likelihood), scores of all candidates and of the constant.
     """
-    flag = np.asarray(flag, dtype=float)
+    flag, base = np.asarray(flag, dtype=float), take_weights(table)
     bricks = table["brickname"].astype(str).to_numpy()
     names = np.unique(bricks)
     fold_of = pd.Series((streams.hash_order(config.seed, "audit/recovery/fold", names) * N_FOLDS).astype(int), names)
@@ -220,13 +225,14 @@ def choose_model(table, flag, config, candidates=CANDIDATES, covariates=COVARIAT
             if not len(rows) or not len(rest):
                 continue
             if kind == "constant":
-                p = np.full(len(rows), flag[rest].mean())
+                p = np.full(len(rows), np.average(flag[rest], weights=base[rest]))
             else:
-                p = fit_model((kind, parameter), table.iloc[rest], flag[rest], scaler).predict(table.iloc[rows])
+                model = fit_model((kind, parameter), table.iloc[rest], flag[rest], scaler, base[rest])
+                p = model.predict(table.iloc[rows])
             p = np.clip(p, *BOUNDS)
-            total += np.sum(flag[rows] * np.log(p) + (1 - flag[rows]) * np.log1p(-p))
-            count += len(rows)
-        out[f"{kind} {parameter:g}"] = total / max(count, 1)
+            total += np.sum(base[rows] * (flag[rows] * np.log(p) + (1 - flag[rows]) * np.log1p(-p)))
+            count += base[rows].sum()
+        out[f"{kind} {parameter:g}"] = total / max(count, 1e-9)
     kind, parameter = max(candidates, key=lambda item: out[f"{item[0]} {item[1]:g}"])
     return {"kind": kind, "parameter": parameter, "score": out[f"{kind} {parameter:g}"], "scores": out,
             "covariates": list(scaler.names), "n_injections": len(table)}  # fmt: skip

@@ -119,7 +119,7 @@ def test_run_has_every_key_and_survives_a_missing_threshold(world, choice):
             "n_unsupported", "fpr", "closes", "tertiles", "twins", "grid", "controls", "verdict", "detector"}
     assert keys <= set(out) and keys <= set(out["fpr_1e-3"]) and "n_eff" in out["grid"]
     assert out["fpr_1e-3"]["verdict"] == "too few" and out["fpr_1e-3"]["n_unsupported"] == len(lenses)
-    assert len(closure.tabulate_closure(out)) == 2 * 9 and len(rows) == 2 * len(lenses)
+    assert len(closure.tabulate_closure(out)) == 2 * 10 and len(rows) == 2 * len(lenses)
     assert "recall" in closure.describe_closure(out)
 
 
