@@ -6,6 +6,7 @@ guaranteed share of confusers per batch are left; the share that occurs is recor
 """
 
 import csv
+import dataclasses
 import json
 import math
 import sys
@@ -74,6 +75,13 @@ def train_detector(manifest, store, config, folder, manifest_hash, device="auto"
         _report(run, time.monotonic() - started)
     write_checkpoint(folder / "checkpoint", run, config, manifest_hash, {k: len(v) for k, v in rows.items()})
     return pd.DataFrame(run.metrics).assign(is_best=lambda t: t["epoch"] == run.best_epoch)
+
+
+def make_companion(config):
+    """Return the configuration of the second detector: the same recipe with the next seed and `companion_clip`."""
+    return dataclasses.replace(
+        config, seed=config.seed + 1, training=dataclasses.replace(config.training, clip=config.training.companion_clip)
+    )
 
 
 def select_rows(manifest):
@@ -337,8 +345,14 @@ def write_checkpoint(folder, run, config, manifest_hash, n_rows):
     return identifier
 
 
-def register_checkpoint(stage):
-    """Register the checkpoint's files as outputs of the stage (run_info.json holds a clock time and is not one).
+def register_checkpoint(stage, folder="checkpoint"):
+    """Register a checkpoint's files as outputs of the stage (run_info.json holds a clock time and is not one).
+
+    Parameters
+    ----------
+    stage : lensaudit.artifacts.Stage
+    folder : str
+        Inside the stage's folder.
 
     Returns
     -------
@@ -346,7 +360,7 @@ def register_checkpoint(stage):
         The checkpoint folder.
     """
     for name in CHECKPOINT:
-        path = stage.output(f"checkpoint/{name}")
+        path = stage.output(f"{folder}/{name}")
     return path.parent
 
 
