@@ -1,0 +1,296 @@
+"""What the selected lenses look like, and what the parents looked like before selection.
+
+One-dimensional selection in each parameter as Herle+ 2024 (MNRAS 534, 1093) show it, observed and corrected
+distributions of found lenses, quads against doubles, and the order in which candidates are best followed up.
+"""
+
+import numpy as np
+import pandas as pd
+from scipy.stats import beta
+
+from lensaudit import rng as streams
+from lensaudit import stats
+from lensaudit.artifacts import UserError
+from lensaudit.audit.completeness import tabulate_bins
+from lensaudit.audit.verdict import GRID_MAX_WEIGHT, GRID_MIN_N_EFF
+
+# Herle's axes by the names of this project; `slope` varies only where a prior's mass model has one.
+VARIABLES = ("theta_E", "source_R", "source_n", "source_q", "q", "slope")
+QUAD = 4  # images, the faint central one counted or not: doubles have 2 or 3
+N_DRAWS = 2000
+BOUNDS = {"lower_68": 0.16, "upper_68": 0.84, "lower": 0.025, "upper": 0.975}
+
+
+def find_variables(injections, variables=VARIABLES):
+    """Return those variables that injections have and that vary among them."""
+    return [name for name in variables if name in injections and injections[name].nunique() > 1]
+
+
+def trace_curves(injections, thresholds, n_bins=10, variables=VARIABLES):
+    """Return the share recovered along each parameter, and how parents and selected are distributed along it.
+
+    Parameters
+    ----------
+    injections : pandas.DataFrame
+        Scored injections drawn from a prior (the closure set): logit, host_index, brickname and the variables.
+    thresholds : dict of name -> float
+        On the logit.
+    n_bins : int
+        Bins that hold equally many parents.
+    variables : sequence of str
+        Those that are missing or do not vary are left out.
+
+    Returns
+    -------
+    pandas.DataFrame
+        variable, left, right, x (centre), threshold_name, n, k, n_hosts, n_eff, completeness, lower, upper (95 %),
+        parents and selected (share of each that lies in the bin, per unit of the variable).
+
+    Raises
+    ------
+    UserError
+        When no variable varies.
+    """
+    parts = []
+    for name in find_variables(injections, variables):
+        edges = np.unique(np.quantile(injections[name], np.linspace(0, 1, n_bins + 1)))
+        edges[0] = np.nextafter(edges[0], -np.inf)  # bins are closed above; the smallest value lies in the first
+        part = tabulate_bins(injections, {name: edges}, thresholds).rename(columns={name: "x"})
+        bins = len(part) // (len(edges) - 1)
+        width = np.tile(np.diff(edges), bins)
+        total = part.groupby("threshold_name")[["n", "k"]].transform("sum")
+        with np.errstate(divide="ignore", invalid="ignore"):
+            parents, selected = part["n"] / total["n"] / width, part["k"] / total["k"] / width
+        parts.append(part.assign(variable=name, left=np.tile(edges[:-1], bins), right=np.tile(edges[1:], bins),
+                                 parents=parents, selected=selected))  # fmt: skip
+    if not parts:
+        raise UserError(f"injections: none of {', '.join(variables)} varies among them")
+    return pd.concat(parts, ignore_index=True)
+
+
+def measure_quantiles(injections, thresholds, config, shares=(0.9, 0.5, 0.1), variables=VARIABLES):
+    """Return above which value a share of the selected lies: "50 % of the selected have theta_E >= ...".
+
+    Parameters
+    ----------
+    injections, thresholds, variables
+        As `trace_curves` takes them.
+    config : lensaudit.config.Config
+    shares : sequence of float in (0, 1)
+
+    Returns
+    -------
+    pandas.DataFrame
+        variable, sample ("parents" or the operating point), share, value, lower, upper (95 %, survey bricks resampled,
+        so that injections of one host or brick stay together), shift (from the parents' value), shift_lower,
+        shift_upper, n.
+    """
+    names = find_variables(injections, variables)
+    flags = {"parents": np.ones(len(injections), dtype=bool)}
+    flags |= {name: (injections["logit"] > threshold).to_numpy() for name, threshold in thresholds.items()}
+    generator = streams.make_stream(config.seed, "audit/selected/quantiles")
+    n_draws, rows = max(config.evaluation.n_bootstrap // 5, 1), []
+    times = np.concatenate(list(stats.draw_multiplicities(injections["brickname"].to_numpy(), n_draws, generator)))
+    for name in names:
+        order = np.argsort(injections[name].to_numpy(), kind="stable")
+        values = injections[name].to_numpy(dtype=float)[order]
+        base = {}
+        for sample, flag in flags.items():
+            own = values[flag[order]]
+            found = stats.weighted_quantile(own, 1 - np.asarray(shares))
+            draws = _draw_quantiles(own, times[:, order][:, flag[order]], shares)
+            base.setdefault("value", found), base.setdefault("draws", draws)
+            lower, upper = stats.summarise_draws(draws)
+            low, high = stats.summarise_draws(draws - base["draws"])
+            rows += [{"variable": name, "sample": sample, "share": share, "value": found[i], "lower": lower[i],
+                      "upper": upper[i], "shift": found[i] - base["value"][i], "shift_lower": low[i],
+                      "shift_upper": high[i], "n": int(flag.sum())} for i, share in enumerate(shares)]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _draw_quantiles(values, times, shares):
+    """Return the quantile 1 - share of rising values under each row of multiplicities, shape (draws, shares)."""
+    if not len(values):
+        return np.full((len(times), len(shares)), np.nan)
+    total = np.cumsum(times, axis=1, dtype=np.float64)
+    out = np.empty((len(times), len(shares)))
+    for i, share in enumerate(shares):
+        index = np.sum(total < ((1 - share) * total[:, -1] - 1e-9)[:, None], axis=1)
+        out[:, i] = np.where(total[:, -1] > 0, values[np.minimum(index, len(values) - 1)], np.nan)
+    return out
+
+
+def correct_distribution(found, column, bins, probability=None, truth=None, seed=0, correlated=False):
+    """Return how found lenses are distributed, and how their parents were: each found lens counts 1/C times.
+
+    Parameters
+    ----------
+    found : pandas.DataFrame
+        Lenses the detector found; of a list it did not score, all entries.
+    column : str
+        Such as theta_E, z_lens, type.
+    bins : sequence
+        Rising edges, bins closed below; or the names of classes.
+    probability : pandas.DataFrame, optional
+        C of each row of `found`, in its order: p, n_eff, in_support, as `SelectionFunction.query` gives them. Without
+        it, and so for any list this detector did not score, only what is observed is returned.
+    truth : pandas.DataFrame, optional
+        All lenses of the simulated sky's catalogue inside the support, with `column`.
+    seed : int
+    correlated : bool
+        The errors of C move together, as for a fitted model; else rows of equal C and n_eff, which come from one cell,
+        do, and others are independent.
+
+    Returns
+    -------
+    pandas.DataFrame
+        left, right or name; n_found. With `probability`: n_used (inside the support), corrected, lower_68, upper_68,
+        lower, upper (95 %), max_weight (share of the largest weight in the sum of all), n_eff (Kish, of all),
+        guard_ok (SPEC 8.3). With `truth`: n_true.
+
+    Raises
+    ------
+    UserError
+        For a missing column, or probabilities of other rows.
+
+    Notes
+    -----
+    Weights are 1/C with C = (n_eff p + 1/2) / (n_eff + 1), the posterior mean. Bands hold C's Beta posterior and the
+    counting error of the found, a Gamma posterior with (sum w)^2 / sum w^2 + 1/2 counts. A bin without a found lens has
+    no weight to be corrected with, so that its upper bound is not known.
+    """
+    code, out = _bin_rows(found, column, bins)
+    size = len(out)
+    out["n_found"] = np.bincount(code[code >= 0], minlength=size)
+    if truth is not None:
+        true_code, _ = _bin_rows(truth, column, bins)
+        out["n_true"] = np.bincount(true_code[true_code >= 0], minlength=size)
+    if probability is None:
+        return out
+    if len(probability) != len(found):
+        raise UserError(f"probability has {len(probability)} rows, the found lenses {len(found)}; give one for each")
+    use = probability["in_support"].to_numpy(dtype=bool) & (code >= 0)
+    p, n_eff = (probability[name].to_numpy(dtype=float)[use] for name in ("p", "n_eff"))
+    code, a, b = code[use], n_eff * p + 0.5, n_eff * (1 - p) + 0.5
+    generator = streams.make_stream(seed, "audit/selected/correct", column)
+    weight = (a + b) / a
+    draws = _draw_sums(code, weight, _draw_weights(a, b, correlated, generator), size, generator)
+    quantiles = dict(zip(BOUNDS, np.quantile(draws, list(BOUNDS.values()), axis=0), strict=True))
+    out["n_used"] = np.bincount(code, minlength=size)
+    for name, values in quantiles.items():
+        out[name] = np.where(out["n_used"] > 0, values, 0.0 if name.startswith("lower") else np.nan)
+    largest, kish = (weight.max() / weight.sum() if len(weight) else np.nan), stats.kish_n_eff(weight)
+    guard = kish >= GRID_MIN_N_EFF and largest <= GRID_MAX_WEIGHT
+    return out.assign(corrected=np.bincount(code, weights=weight, minlength=size), max_weight=largest, n_eff=kish,
+                      guard_ok=bool(guard))  # fmt: skip
+
+
+def _bin_rows(table, column, bins):
+    if column not in table:
+        raise UserError(f"lenses have no column {column}; they have {', '.join(sorted(map(str, table)))}")
+    if isinstance(bins[0], str):
+        return pd.Index(list(bins)).get_indexer(table[column].astype(str)), pd.DataFrame({"name": list(bins)})
+    edges = np.asarray(bins, dtype=float)
+    if len(edges) < 2 or not np.all(np.diff(edges) > 0):
+        raise UserError(f"{column}: bin edges {edges.tolist()} do not rise; give two or more")
+    values = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=float)
+    code = np.digitize(values, edges) - 1
+    code = np.where(np.isfinite(values) & (code < len(edges) - 1), code, -1)
+    return code, pd.DataFrame({"left": edges[:-1], "right": edges[1:]})
+
+
+def _draw_weights(a, b, correlated, generator):
+    """Return draws of 1/C, shape (N_DRAWS, lenses)."""
+    if correlated:
+        return 1.0 / np.maximum(beta.ppf(generator.uniform(size=(N_DRAWS, 1)), a, b), 1e-6)
+    pairs, inverse = np.unique(np.stack([a, b], axis=1), axis=0, return_inverse=True)
+    drawn = generator.beta(pairs[:, 0], pairs[:, 1], size=(N_DRAWS, len(pairs)))
+    return 1.0 / np.maximum(drawn[:, inverse.reshape(-1)], 1e-6)
+
+
+def _draw_sums(code, weight, drawn, size, generator):
+    """Return draws of the sum of weights per bin, with the counting error of the found."""
+    total, square = (np.bincount(code, weights=weight**k, minlength=size) for k in (1, 2))
+    counts = np.divide(total**2, square, out=np.zeros(size), where=square > 0)
+    member = (code[:, None] == np.arange(size)).astype(float)
+    gamma = generator.gamma(counts + 0.5, size=(N_DRAWS, size))
+    return (drawn @ member) * np.divide(gamma, counts, out=np.zeros_like(gamma), where=counts > 0)
+
+
+def compare_images(samples):
+    """Return the share of quads in several samples of lenses, such as all and found, on the sky and injected.
+
+    Parameters
+    ----------
+    samples : dict of name -> pandas.DataFrame
+        Each with n_images or multiplicity; with weight (such as 1/C) where rows do not count alike.
+
+    Returns
+    -------
+    pandas.DataFrame
+        sample, n, n_double, n_quad (weighted sums), quad_fraction, lower, upper (95 %, Jeffreys with Kish's size),
+        quad_to_double (NaN without doubles).
+
+    Notes
+    -----
+    Quads have 4 images or more; 3 and 5 are 2 and 4 with a faint central one that lies above a finder's floor.
+    """
+    rows = []
+    for name, table in samples.items():
+        column = next((c for c in ("n_images", "multiplicity") if c in table), None)
+        if column is None:
+            raise UserError(f"{name}: lenses have no column n_images or multiplicity")
+        weight = table["weight"].to_numpy(dtype=float) if "weight" in table else np.ones(len(table))
+        multiple = (table[column] >= 2).to_numpy()
+        quad = (table[column] >= QUAD).to_numpy()
+        n_quad, n_double = weight[quad].sum(), weight[multiple & ~quad].sum()
+        size, total = stats.kish_n_eff(weight[multiple]), n_quad + n_double
+        share = n_quad / total if total > 0 else np.nan
+        lower, upper = stats.jeffreys_interval(size * np.nan_to_num(share), size)
+        rows.append({"sample": name, "n": int(multiple.sum()), "n_double": n_double, "n_quad": n_quad,
+                     "quad_fraction": share, "lower": lower, "upper": upper,
+                     "quad_to_double": n_quad / n_double if n_double > 0 else np.nan})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def rank_follow_up(candidates, probability, purity):
+    """Order candidates by what a spectrum of each would add to the corrected count of lenses.
+
+    Parameters
+    ----------
+    candidates : pandas.DataFrame
+        With galaxy_id.
+    probability : pandas.DataFrame
+        C of each row, as `correct_distribution` takes it.
+    purity : array_like of shape (N,), in [0, 1]
+        P(lens | score, prevalence) of each candidate.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The candidates with p, purity, priority, in_support, rank (1 first), in that order.
+
+    Raises
+    ------
+    UserError
+        When numbers of rows differ or a purity lies outside [0, 1].
+
+    Notes
+    -----
+    The rule: priority = sqrt(P (1 - P)) / C, the standard deviation that not knowing whether this candidate is a lens
+    leaves in the corrected count sum 1/C. A sure lens and a sure galaxy need no spectrum; of two doubtful candidates
+    the one of a kind that is rarely found goes first. Candidates without a C follow, the purest first.
+    """
+    purity = np.asarray(purity, dtype=float)
+    if not len(candidates) == len(probability) == len(purity):
+        raise UserError(f"{len(candidates)} candidates, {len(probability)} probabilities, {len(purity)} purities; give "
+                        "one of each per candidate")  # fmt: skip
+    bad = ~((purity >= 0) & (purity <= 1))
+    if bad.any():
+        raise UserError(f"purity of {candidates['galaxy_id'].iloc[int(bad.argmax())]} is not between 0 and 1")
+    support, n_eff = probability["in_support"].to_numpy(dtype=bool), probability["n_eff"].to_numpy(dtype=float)
+    p = (n_eff * probability["p"].to_numpy(dtype=float) + 0.5) / (n_eff + 1)
+    p = np.where(support, p, np.nan)
+    out = candidates.assign(p=p, purity=purity, in_support=support, priority=np.sqrt(purity * (1 - purity)) / p)
+    out = out.sort_values(["in_support", "priority", "purity", "galaxy_id"], ascending=[False, False, False, True])
+    return out.assign(rank=np.arange(1, len(out) + 1)).reset_index(drop=True)
