@@ -14,7 +14,7 @@ GRID = {"theta_E": np.arange(1.0, 6.0, 0.5), "seeing": (1.0, 1.2), "depth": (23.
 
 
 def make_tables(n_detectors, sigma, seed=0, noise=0.5):
-    """Grid of 40 cells, 200 injections in 50 hosts each; a detector shifts all logits of a cell by sigma times normal."""
+    """Grid of 40 cells, 200 injections in 50 hosts each; detectors shift a cell by sigma times a normal."""
     generator = np.random.default_rng(seed)
     index = np.repeat(np.arange(40), 200)
     i, j, k = np.unravel_index(index, (10, 2, 2))
