@@ -1,0 +1,71 @@
+"""The benchmark card takes each statistic from its artifact and puts the published number beside the right one."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lensaudit.artifacts import UserError, write_json, write_table
+from lensaudit.audit import card
+from lensaudit.config import load_config
+
+CUTS = {"score_0.3": -0.8, "fpr_1e-2": 1.0, "fpr_1e-3": None}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A profile of two cells: all of one found, a quarter of the other, which is nine tenths of the survey."""
+    write_json(tmp_path / "05_evaluation/thresholds.json", {k: {"threshold": v} for k, v in CUTS.items()})
+    metric = {"value": 0.9, "lower": 0.85, "upper": 0.95}
+    write_json(tmp_path / "05_evaluation/evaluation.json", {
+        "metrics": {"auc": metric, "tpr0": metric, "tpr10": metric}, "reliability": {"ece": 0.01}})  # fmt: skip
+    write_table(tmp_path / "05_evaluation/recall.parquet", pd.DataFrame({
+        "subset": ["Tier A", "Tier B", "Tier A"], "point": ["score_0.3", "score_0.3", "fpr_1e-2"], "n": [40, 50, 40],
+        "recall": [0.8, 0.1, 0.5], "lower_total": [0.7, 0, 0.4], "upper_total": [0.9, 1, 0.6]}))  # fmt: skip
+    write_table(tmp_path / "06_injection_realism/realism.parquet", pd.DataFrame({
+        "sample": ["targets", "test"], "check": ["C2ST penultimate"] * 2, "value": [0.1, 0.78], "lower": 0.6,
+        "upper": 0.89}))  # fmt: skip
+    n = 400
+    theta = np.repeat([1.0, 1.5], n // 2)
+    found = np.where(theta == 1.0, True, np.arange(n) % 4 == 0)
+    table = pd.DataFrame({
+        "theta_E": theta, "psfsize_r": 1.05, "depth_r": 24.0, "host_index": np.arange(n), "untied": False,
+        "brickname": (np.arange(n) % 20).astype(str), "mag_lensed_r": np.where(theta == 1.0, 21.0, 23.0),
+        "logit": np.where(found, 0.5, -3.0), "source_R": np.linspace(0.1, 0.5, n)})  # fmt: skip
+    place = pd.MultiIndex.from_product([[1.0, 1.5], [0.9, 1.05], [23.5, 24.0]], names=["theta_E", "seeing", "depth"])
+    cells = place.to_frame(index=False)
+    cells["sufficient"] = (cells["seeing"] == 1.05) & (cells["depth"] == 24.0)
+    cells["footprint_weight"] = np.where(cells["theta_E"] == 1.5, 0.9, 0.1)
+    cells = pd.concat([cells.assign(threshold_name=name) for name in CUTS], ignore_index=True)
+    tables = {"grid_injections": table, "closure_injections": table, "cells": cells, "cells_385": cells}
+    for name, own in tables.items():
+        write_table(tmp_path / f"07_completeness/{name}.parquet", own)
+    return tmp_path
+
+
+def test_each_statistic_has_its_value_and_its_published_number(folder):
+    out = card.collect_card(folder, load_config("smoke")).set_index(["statistic", "point"]).sort_index()
+
+    def value(*key):
+        return out.loc[[key], "value"].iloc[0]
+
+    assert value("flat average, 385 cells", "score_0.3") == pytest.approx((1 + 0.25) / 2)
+    assert value("survey-weighted average, whole grid", "score_0.3") == pytest.approx(0.1 + 0.9 * 0.25)
+    assert value("flat average, 385 cells", "fpr_1e-2") == 0  # no logit above 1
+    assert value("lensed r of 20 to 22", "score_0.3") == 1
+    assert value("two-sample AUC, features of the network", "") == 0.78
+    assert value("recall, Tier A", "score_0.3") == 0.8 and value("AUC", "") == 0.9
+    half = np.sort(np.linspace(0.1, 0.5, 400)[np.r_[0:200, 200:400:4]])
+    assert value("median source_R of the selected [arcsec]", "score_0.3") == pytest.approx(half[124])
+    published = out.loc[[("recall, Tier A", "score_0.3")]]
+    assert published["reference_value"].tolist() == [0.893] and published["remark"].iloc[0].startswith("100 of 112")
+    assert out.loc[[("AUC", "")], "reference_value"].tolist() == [0.9984, 0.9579]
+
+
+def test_what_cannot_be_computed_stays_empty(folder):
+    out = card.collect_card(folder, load_config("smoke"))
+    own = out[(out["point"] == "fpr_1e-3") & (out["statistic"] == "flat average, 385 cells")]
+    assert own["value"].isna().all() and own["reference_value"].tolist() == [0.0289]
+    assert len(out[out["reference"] != ""]) == len(card.PUBLISHED)
+    (folder / "06_injection_realism/realism.parquet").unlink()
+    with pytest.raises(UserError, match="realism.parquet"):
+        card.collect_card(folder, load_config("smoke"))
