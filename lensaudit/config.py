@@ -149,6 +149,7 @@ class ClosureConfig:
     """Closure on the held-out lenses."""
 
     n_injections: int = 20000
+    tilt: tuple = (30.0, 1.5)  # reference and power in S/N of the even draw; see `injection.priors.draw_closure`
     n_twins: int = 20  # per held-out lens
     n_control: int = 4000  # per negative control
     min_local_n_eff: float = 20.0

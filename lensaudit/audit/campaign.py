@@ -103,7 +103,7 @@ def hash_engine():
 
 
 def run_injections(table, hosts, boxes, detector, config, folder, label="injections", bias=None, block_rows=512,
-                   workers=None, measure=True, **variants):  # fmt: skip
+                   workers=None, measure=True, companion=None, **variants):  # fmt: skip
     """Render every injection into its host, score it and measure its arc.
 
     Parameters
@@ -129,6 +129,8 @@ def run_injections(table, hosts, boxes, detector, config, folder, label="injecti
         Blocks worked on at once, in threads; as many as there are cores by default.
     measure : bool
         False leaves the arcs unmeasured: twice as fast where only scores are wanted.
+    companion : object, optional
+        A second detector, whose logit of the same images becomes the column ``logit_companion``.
     **variants
         For `injection.inject.inject`, such as ``gain_override`` or ``psf_mode``; they go before what the ``[light]`` of
         the configuration's prior says.
@@ -158,9 +160,10 @@ def run_injections(table, hosts, boxes, detector, config, folder, label="injecti
         "variants": {k: hashlib.sha256(v.tobytes()).hexdigest() if isinstance(v, np.ndarray) else str(v)
                      for k, v in variants.items()},
         "bias": None if bias is None else bias.to_dict("list"), "measure": measure,
+        "companion": None if companion is None else companion.id,
     })  # fmt: skip
     table = table.reset_index(drop=True).astype({name: kind for name, kind in TYPES.items() if name in table})
-    context = (table, hosts, boxes, rows, detector, config, bias, variants, common, folder, label, measure)
+    context = (table, hosts, boxes, rows, detector, config, bias, variants, common, folder, label, measure, companion)
 
     def run_block(start):
         return _run_block(start, min(start + block_rows, len(table)), *context)
@@ -187,7 +190,7 @@ def _single_threads():
 
 
 def _run_block(start, stop, table, hosts, boxes, rows, detector, config, bias, variants, common, folder, label,
-               measure):  # fmt: skip
+               measure, companion):  # fmt: skip
     block, index = table.iloc[start:stop].reset_index(drop=True), rows[start:stop]
     own = hosts.iloc[index].reset_index(drop=True)
     content = hashlib.sha256(common.encode())
@@ -205,6 +208,8 @@ def _run_block(start, stop, table, hosts, boxes, rows, detector, config, bias, v
     images, _ = inject(block, own, boxes[index], config, config.seed, **variants)
     conditions = {name: own[name].to_numpy() for name in HOST_COLUMNS if name in own and name not in block}
     out = block.assign(**conditions, logit=np.asarray(detector.score(images), dtype=np.float64))
+    if companion is not None:
+        out["logit_companion"] = np.asarray(companion.score(images), dtype=np.float64)
     if measure:
         measured = measure_arcs(images, block["theta_E"])
         if bias is not None:
