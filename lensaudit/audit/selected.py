@@ -43,8 +43,8 @@ def trace_curves(injections, thresholds, n_bins=10, variables=VARIABLES):
     Returns
     -------
     pandas.DataFrame
-        variable, left, right, x (centre), threshold_name, n, k, n_hosts, n_eff, completeness, lower, upper (95 %),
-        parents and selected (share of each that lies in the bin, per unit of the variable).
+        variable, left, right, x (mean of the parents in the bin), threshold_name, n, k, n_hosts, n_eff, completeness,
+        lower, upper (95 %), reason, parents and selected (share of each in the bin, per unit of the variable).
 
     Raises
     ------
@@ -55,14 +55,16 @@ def trace_curves(injections, thresholds, n_bins=10, variables=VARIABLES):
     for name in find_variables(injections, variables):
         edges = np.unique(np.quantile(injections[name], np.linspace(0, 1, n_bins + 1)))
         edges[0] = np.nextafter(edges[0], -np.inf)  # bins are closed above; the smallest value lies in the first
-        part = tabulate_bins(injections, {name: edges}, thresholds).rename(columns={name: "x"})
+        part = tabulate_bins(injections, {name: edges}, thresholds).drop(columns=name)
         bins = len(part) // (len(edges) - 1)
+        mean = injections[name].groupby(pd.cut(injections[name], edges, labels=False)).mean()
         width = np.tile(np.diff(edges), bins)
         total = part.groupby("threshold_name")[["n", "k"]].transform("sum")
         with np.errstate(divide="ignore", invalid="ignore"):
             parents, selected = part["n"] / total["n"] / width, part["k"] / total["k"] / width
-        parts.append(part.assign(variable=name, left=np.tile(edges[:-1], bins), right=np.tile(edges[1:], bins),
-                                 parents=parents, selected=selected))  # fmt: skip
+        parts.append(part.assign(variable=name, x=np.tile(mean.reindex(range(len(edges) - 1)), bins),
+                                 left=np.tile(edges[:-1], bins), right=np.tile(edges[1:], bins), parents=parents,
+                                 selected=selected))  # fmt: skip
     if not parts:
         raise UserError(f"injections: none of {', '.join(variables)} varies among them")
     return pd.concat(parts, ignore_index=True)

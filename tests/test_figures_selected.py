@@ -1,0 +1,53 @@
+"""Figures of what is selected show the numbers of their tables and say that the sky is simulated."""
+
+import numpy as np
+import pandas as pd
+
+from lensaudit.figures import selected as figures
+
+
+def texts(fig):
+    parts = [t.get_text() for t in fig.findobj(lambda a: hasattr(a, "get_text")) if t.get_text()]
+    return " | ".join(parts)
+
+
+def points_of(axis):
+    """Return the drawn points of every error bar, shape (N, 2)."""
+    return np.concatenate([c.lines[0].get_xydata() for c in axis.containers if c.lines[0] is not None])
+
+
+def test_curves():
+    edges = np.linspace(0.5, 2.5, 5)
+    rows = pd.DataFrame({"variable": "theta_E", "left": edges[:-1], "right": edges[1:], "x": edges[:-1] + 0.2,
+                         "completeness": [0.1, 0.2, 0.3, 0.4], "lower": [0.0, 0.1, 0.2, 0.3],
+                         "upper": [0.2, 0.3, 0.4, 0.5], "parents": 0.5, "selected": 0.4,
+                         "threshold_name": "fpr_1e-2"})  # fmt: skip
+    middle = pd.DataFrame({"variable": "theta_E", "sample": ["parents", "fpr_1e-2"], "share": 0.5, "value": [1.0, 1.4]})
+    fig = figures.plot_curves(rows, middle)
+    assert np.allclose(points_of(fig.axes[1]), rows[["x", "completeness"]])
+    assert "simulated sky" in texts(fig) and "arcsec" in texts(fig)
+    assert "simulated sky" not in texts(figures.plot_curves(rows, middle, simulated=False))
+
+
+def test_corrected():
+    table = pd.DataFrame({"left": [0.5, 1.0, 1.5], "right": [1.0, 1.5, 2.0], "n_found": [4, 9, 0],
+                          "n_true": [10, 12, 1], "n_used": [4, 8, 0], "corrected": [11.0, 13.0, 0.0],
+                          "lower": [5.0, 9.0, 0.0], "upper": [20.0, 18.0, np.nan]})  # fmt: skip
+    kinds = pd.DataFrame({"name": ["DEV", "SER"], "n_found": [3, 4]})  # a real list: observed only
+    fig = figures.plot_corrected({"theta_E": table, "type": kinds})
+    assert np.allclose(points_of(fig.axes[0]), [[0.75, 11.0], [1.25, 13.0]])  # none where nothing was found
+    assert not fig.axes[1].containers and "DEV" in texts(fig)
+
+
+def test_images_and_card():
+    images = pd.DataFrame({"sample": ["all", "found"], "n": [100, 40], "quad_fraction": [0.2, 0.3],
+                           "lower": [0.1, 0.2], "upper": [0.3, 0.45]})  # fmt: skip
+    fig = figures.plot_images(images)
+    assert np.allclose(points_of(fig.axes[0])[:, 0], [0.2, 0.3]) and "found (40)" in texts(fig)
+    card = pd.DataFrame({"statistic": ["AUC", "AUC", "median q of the selected", "recall, Tier A"],
+                         "value": [0.9, 0.9, 3.0, np.nan], "lower": 0.85, "upper": np.nan,
+                         "point": ["", "", "", "fpr_1e-4"],
+                         "reference_value": [0.998, 0.958, np.nan, 0.75], "reference_upper": np.nan})  # fmt: skip
+    fig = figures.plot_card(card)
+    assert np.allclose(points_of(fig.axes[0])[:, 0], 0.9)
+    assert "AUC" in texts(fig) and "median" not in texts(fig) and "recall" not in texts(fig)
