@@ -54,13 +54,13 @@ def publish_explorer(folder, path):
 
 
 def tabulate_priors(selection, priors=tuple(PRIORS)):
-    """Return prior name -> cells: the product's own, and those of each further prior that has support anywhere.
+    """Return prior name -> cells: the product's own, and those of each further prior it can be reweighted to.
 
     Parameters
     ----------
     selection : lensaudit.selection.SelectionFunction
     priors : sequence of str
-        Names of frozen priors. One the product cannot be reweighted to is left out.
+        Names of frozen priors.
     """
     own = selection.description.get("prior_name", "collett")
     tables = {own: selection.cells}
@@ -70,9 +70,7 @@ def tabulate_priors(selection, priors=tuple(PRIORS)):
             parts = [_reweigh(selection, centres, point, prior) for point in selection.description["thresholds"]]
         except UserError:
             continue
-        table = pd.concat(parts, ignore_index=True)
-        if prior != own and table["sufficient"].any():
-            tables[prior] = table
+        tables.setdefault(prior, pd.concat(parts, ignore_index=True))
     return tables
 
 
@@ -94,7 +92,7 @@ def write_explorer(path, tables, description):
         Of the HTML file.
     tables : dict of prior name -> pandas.DataFrame
         Cells under each prior, columns of `completeness.count_cells`; n, k, n_hosts and n_bricks may be missing. The
-        first prior is the one shown at the start.
+        first prior is the one shown at the start; a further one without any support is named, not offered.
     description : dict
         The content of ``selection.json``; without ``closure`` the page says that it was not tested.
 
@@ -128,6 +126,9 @@ def collect_data(tables, description):
 
     if not tables or not description["thresholds"]:
         raise UserError("explorer: the product holds no cells; no operating point could be set")
+    first, *others = tables
+    bare = [name for name in others if not tables[name]["sufficient"].any()]
+    tables = {name: table for name, table in tables.items() if name not in bare}
     axes = {axis: [float(v) for v in description["axes"][axis]] for axis in AXES}
     points = {key: name_threshold(key) for key in description["thresholds"]}
     reasons = sorted({str(r) for t in tables.values() for r in t.loc[~t["sufficient"].astype(bool), "reason"]})
@@ -140,9 +141,9 @@ def collect_data(tables, description):
     counts = [key for key in COUNTS if any(key in t for t in tables.values())]
     return {
         "axes": axes, "points": points, "default": default, "tables": packed, "reasons": reasons, "tops": tops,
-        "limits": limits, "start": _find_start(packed, default, axes), "counts": counts, "count_names": COUNTS,
-        "prior_names": {name: PRIORS.get(name, name.replace("_", " ")) for name in tables},
-        "priors": {name: _describe_prior(name) for name in tables},
+        "limits": limits, "start": _find_start(packed[first][default], axes), "counts": counts, "count_names": COUNTS,
+        "prior_names": {name: _name_prior(name) for name in tables},
+        "priors": {name: _describe_prior(name, bare) for name in tables},
         "colours": [to_hex(c) for c in colormaps["cividis"](np.linspace(0, 1, 64))],
         "sky": "simulated sky" if description["simulated"] else "real images",
         "realism": _describe_realism(description),
@@ -176,10 +177,10 @@ def _round_up(values):
     return min(1.0, np.ceil(10 * max(known)) / 10) if known and max(known) > 0 else 1.0
 
 
-def _find_start(packed, point, axes):
+def _find_start(cells, axes):
     """Return the supported cell nearest the middle of the grid, so that the page opens with a number."""
     shape = tuple(len(v) for v in axes.values())
-    known = np.array([p is not None for p in next(iter(packed.values()))[point]["p"]]).reshape(shape)
+    known = np.array([p is not None for p in cells["p"]]).reshape(shape)
     where = np.argwhere(known if known.any() else ~known)
     distance = (((where - (np.array(shape) - 1) / 2) / np.array(shape)) ** 2).sum(axis=1)
     return dict(zip(AXES, where[distance.argmin()].tolist(), strict=True))
@@ -192,10 +193,15 @@ def name_threshold(key):
         kind in ("fpr", "score") and value) else key.replace("_", " ")  # fmt: skip
 
 
-def _describe_prior(name):
-    known = PRIORS.get(name, name.replace("_", " "))
-    return (f"Sources and lenses follow the prior “{known}”; another prior gives other numbers in the same cell. Arcs "
-            "were put into galaxies like those that act as lenses, in the seeing and depth of each image.")  # fmt: skip
+def _describe_prior(name, bare):
+    text = (f"Sources and lenses follow the prior “{_name_prior(name)}”; another prior gives other numbers in the same "
+            "cell. Arcs were put into galaxies like those that act as lenses, in the seeing and depth of each image.")
+    names = ", ".join(map(_name_prior, bare))
+    return text + (f" Too few injections tell anything under: {names}." if bare else "")
+
+
+def _name_prior(name):
+    return PRIORS.get(name, name.replace("_", " "))
 
 
 def _describe_realism(description):

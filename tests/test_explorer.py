@@ -271,6 +271,28 @@ def test_unsupported_numbers_are_not_even_in_the_file(tables):
     assert all(packed[key][i] is None for key in explorer.BOUNDS for i in np.flatnonzero(~own["sufficient"]))
 
 
+def test_priors_come_from_the_products_own_queries(tables):
+    class Product:
+        axes, description, cells = AXES, DESCRIPTION | {"prior_name": "collett"}, tables["collett"]
+
+        def query(self, theta_E, seeing, depth, threshold, prior, level):
+            if prior not in ("collett", "flat", "brief"):
+                raise UserError("not by weights")
+            p = np.arange(len(theta_E)) / 100
+            width = {0.68: 0.01, 0.95: 0.02}[level]
+            return pd.DataFrame({"theta_E": theta_E, "seeing": seeing, "depth": depth, "p": p, "lower": p - width,
+                                 "upper": p + width, "n_eff": 40.0, "in_support": prior == "flat",
+                                 "reason": ["" if prior == "flat" else "too few"] * len(p)})  # fmt: skip
+
+    found = explorer.tabulate_priors(Product())
+    assert list(found) == ["collett", "flat", "brief"] and found["collett"] is tables["collett"]
+    own = found["flat"]
+    assert len(own) == len(tables["collett"]) and (own["upper_95"] - own["upper_68"]).to_numpy() == pytest.approx(0.01)
+    data = explorer.collect_data(found, DESCRIPTION)
+    assert list(data["tables"]) == ["collett", "flat"] and "under: faint arcs" in data["priors"]["flat"]
+    assert data["tables"]["flat"]["score_0.3"]["p"][7] == 0.07 and data["tables"]["flat"]["score_0.3"]["n"][7] is None
+
+
 def test_page_is_one_small_file(tables, tmp_path):
     size = explorer.write_explorer(tmp_path / "explorer.html", tables, DESCRIPTION)
     text = (tmp_path / "explorer.html").read_text()
