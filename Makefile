@@ -47,6 +47,7 @@ inputs_07_completeness := 00_survey 03_cutouts 04_training 05_evaluation 06_inje
 inputs_08_failure_modes := 01_crossmatch 03_cutouts 05_evaluation 06_injection_realism 07_completeness
 inputs_09_summary := 01_crossmatch 02_sampling 03_cutouts 04_training 05_evaluation 06_injection_realism 07_completeness 08_failure_modes
 inputs_10_real_input := 04_training@demo 05_evaluation@demo
+inputs_11_panel := 06_injection_realism
 
 CHAPTERS := 01_crossmatch 02_sampling 03_cutouts 04_training 05_evaluation 06_injection_realism 07_completeness \
             08_failure_modes 09_summary
@@ -122,7 +123,7 @@ $(A)/%/executed.ipynb: notebooks/%.ipynb $$(modules_$$*) $$(foreach s,$$(inputs_
                        $(PROFILE_FILE) | $(READY)
 	@$(RUN) run $* --profile $(PROFILE) --device $(DEVICE) $(ROOT_OPTION)
 $(A)/%/manifest.json: $(A)/%/executed.ipynb ;
-$(A)/06_injection_realism/executed.ipynb: $(wildcard benchmarks/results/*.json)
+$(A)/06_injection_realism/executed.ipynb: $(wildcard benchmarks/results/*.json grades/$(basename $(notdir $(PROFILE)))/*.csv)
 .PRECIOUS: $(A)/%/executed.ipynb $(A)/%/manifest.json $(A)/00_survey/made $(A)/00_survey/manifest.json
 
 artifacts/real/10_real_input/executed.ipynb: notebooks/10_real_input.ipynb $(modules_10_real_input) \

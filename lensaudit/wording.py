@@ -52,16 +52,16 @@ CHECKS = {
     "arc_snr quantile 0.1": "arc S/N, 10th percentile, ratio", "arc_snr quantile 0.5": "arc S/N, median, ratio",
     "arc_snr quantile 0.9": "arc S/N, 90th percentile, ratio",
     "arc_g_r median": "arc $g-r$, median, difference [mag]", "arc_r_z median": "arc $r-z$, median, difference [mag]",
-    "C2ST hand-made": "two-sample AUC, measured features",
-    "C2ST penultimate": "two-sample AUC, features of the network",
-    "C2ST smallest planted g-r shift seen": "smallest planted $g-r$ shift seen [mag]",
-    "Frechet distance, penultimate": "Fréchet distance, features of the network",
-    "regions agree, max |z|": "regions of the sky, largest normalised difference",
+    "regions agree, chi-squared p": r"regions of the sky agree, $p$ of $\chi^2$",
+    "regions, smallest difference seen": "regions of the sky, smallest difference seen",
 }  # fmt: skip
+FEATURE_SETS = {"hand-made": "measured features", "penultimate": "features of the network"}
+PROBES = {"": "AUC", "permutation p": "permutation $p$",
+          "smallest planted g-r shift seen": "smallest planted $g-r$ shift seen [mag]"}  # fmt: skip
 SAMPLES = {"targets": "training and validation lenses", "test": "test lenses", "pilot": "pilot injections",
            "panel": "human panel"}  # fmt: skip
 CLOSURE_ROWS = {
-    "main": "closure set", "extended": "closure set, with arc energy", "oracle": "closure set, with true arc S/N",
+    "main": "closure set", "calibrated": "closure set, selection inferred", "extended": "closure set, with arc energy", "oracle": "closure set, with true arc S/N",
     "twins": "twins", "grid": "grid, reweighted", "unspoiled": "correct injections, same number",
     "random_hosts": "random hosts", "faint": "sources 1 mag too faint", "red": "source $g-r$ of lens light",
     "gain_150": r"gain 150 e$^-$ nMgy$^{-1}$", "gaussian_psf": "Gaussian PSF, psfsize as FWHM",
@@ -118,14 +118,18 @@ def name_gate(key):
 
 def name_check(key):
     """Return the name of a check of the realism report."""
-    name, _, rest = str(key).partition(", labels permuted")
+    name = str(key).partition(", labels permuted")[0]
     tail = ", labels permuted" if name != str(key) else ""
     if name.startswith("KS "):
         return f"KS distance, {name_feature(name[3:])}"
     if name.startswith("noise ratio "):
         return f"sky noise in ${name[-1]}$, ratio"
-    if name.startswith("region "):
-        return name.replace(", z", ", normalised difference") + rest
+    if name.startswith("Frechet distance, "):
+        layer = name.split(", ")[1]
+        return f"Fréchet distance over that of random halves, {FEATURE_SETS.get(layer, layer)}"
+    if name.startswith("C2ST "):
+        features, _, kind = name[5:].partition(", ")
+        return f"two-sample test, {FEATURE_SETS.get(features, features)}, {PROBES.get(kind, kind)}{tail}"
     return CHECKS.get(name, spell_out(name)) + tail
 
 

@@ -31,13 +31,14 @@ def make_row(verdict="closes"):
 
 def make_closure(verdict="closes"):
     control = {"must_fail": True, "caught": True, "caught_by": ["twins"], "conditional": make_row("does not close"),
-               "twins": make_row("does not close")}  # fmt: skip
-    extra = {"twins": make_row(), "extended": make_row(), "oracle": make_row(), "grid": make_row("inconclusive"),
+               "calibrated": make_row(), "twins": make_row("does not close")}  # fmt: skip
+    extra = {"twins": make_row(), "calibrated": make_row(), "extended": make_row(), "oracle": make_row(), "grid": make_row("inconclusive"),
              "controls": {"random_hosts": control, "faint": control, "gain_150": control | {"must_fail": False},
                           "unspoiled": control | {"must_fail": False, "caught": False}},
              "detector": "0123abcd4567"}  # fmt: skip
     strict = make_row() | extra | {"fpr": 0.001}
-    return make_row(verdict) | extra | {"fpr": 0.01, "fpr_1e-3": strict}
+    whole = make_row(verdict) | extra | {"fpr": 0.01, "fpr_1e-3": strict}
+    return whole | {"companion": whole | {"controls": {}, "fpr_1e-3": strict | {"controls": {}}}}
 
 
 def make_thresholds():
@@ -284,7 +285,8 @@ NAMED = {
     "name_cut": ["nobs_g", "z_mag", "maskbit 1 BRIGHT", "maskbit 99 NEW_BIT"], "name_feature": [*FEATURES, "new_one_r"],
     "name_gate": ["quality: nan_frac", "core only probe", "bandset", "some_gate"],
     "name_check": ["arc_snr quantile 0.5", "KS rho10", "noise ratio g", "C2ST hand-made, labels permuted",
-                   "regions agree, max |z|", "region 0: recovered 0.110, z"],
+                   "regions agree, chi-squared p", "C2ST penultimate, permutation p",
+                   "C2ST hand-made, smallest planted g-r shift seen", "Frechet distance, layer1, over that of halves"],
     "name_subset": ["Tier A, arc_snr >= 1"], "name_closure_row": ["main", "faint / twins", "new_control / conditional"],
 }  # fmt: skip
 

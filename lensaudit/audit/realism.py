@@ -1,34 +1,43 @@
-"""Realism of injections: targets, weights, the GO / NO-GO table, and the frozen proposal (SPEC 7).
+"""Realism of injections: the checks of the GO / NO-GO table and the verdict on them (SPEC 7.2, 7.3, 7.5).
 
-Targets are train and validation lenses of Tier A that pass gate D; `freeze_proposal` refuses any other split. Test
-lenses enter afterwards, in the verdict. A check is GO when its interval lies inside the limits, NO-GO when it lies
-outside, else inconclusive.
+Targets and the proposal come from `calibration`; test lenses enter here. A check is GO when its interval lies inside
+the limits, NO-GO when it lies outside, else inconclusive. What the table only reports has no limits.
 
-Left for later: a calibration that moves more than the brightness of the arcs, the log-uniform arc-S/N option, the
-Frechet distance of more layers than one, candidates' image statistics.
+Left for later: candidates' image statistics in the calibration.
 """
+
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from lensaudit import rng as streams
 from lensaudit import stats
-from lensaudit.artifacts import UserError, hash_object
-from lensaudit.audit.recovery import KernelModel, Scaler, fit_model, fit_scaler
-from lensaudit.audit.two_sample import find_power, frechet_distance, probe_classes, weighted_ks
+from lensaudit.audit.calibration import take_quantile
+from lensaudit.audit.detectability import correct_bias, measure_arcs
+from lensaudit.audit.rates import compare_regions, paired_ratio
+from lensaudit.audit.recovery import fit_model, fit_scaler
+from lensaudit.audit.two_sample import (
+    compare_layers,
+    find_smallest,
+    ks_margin,
+    measure_power,
+    probe_classes,
+    weighted_ks,
+)
 from lensaudit.constants import BANDS
 from lensaudit.injection.controls import remove_lens
 from lensaudit.injection.inject import inject
 from lensaudit.photometry import depth_to_sigma
 
-TARGET_COLUMNS = ("arc_radius", "psfsize_r", "depth_r", "mag_host")
-TARGET_BANDWIDTH = 0.45
 HAND_MADE = (
     "arc_snr", "arc_snr_g", "arc_snr_z", "arc_g_r", "arc_r_z", "arc_radius", "arc_width", "asymmetry", "ridge",
     "coherence", "rho10", "skew",
 )  # fmt: skip
 KS_LIMIT, KS_UPPER = 0.10, 0.15  # SPEC 5.3
 MAX_UNDEFINED = 0.025  # of the resamples: beyond it a 95 % interval leaves out a tail that is not known
+REGION_P = (0.001, 0.05)  # regions disagree below the first, agree above the second
+REGION_SMALLEST = 0.10  # difference in the recovered fraction that the test of regions must be able to see
 CHECK_COLUMNS = ("sample", "check", "value", "lower", "upper", "threshold", "outcome")
 
 
@@ -39,88 +48,6 @@ def add_noise_ratio(table):
         for b in BANDS
     }
     return table.assign(**ratios)
-
-
-def select_targets(measurements, gate_threshold, splits=("train", "val"), tier="A"):
-    """Return the lenses that injections are compared with: one tier, given splits, passing gate D.
-
-    Parameters
-    ----------
-    measurements : pandas.DataFrame
-        Blind measurements of positives, with split and tier.
-    gate_threshold : float or None
-        On detectability; None (too few negatives to set it) lets all pass.
-    """
-    own = measurements[measurements["split"].isin(splits) & (measurements["tier"] == tier)]
-    return pass_gate(own, gate_threshold)
-
-
-def pass_gate(table, gate_threshold):
-    """Return the rows whose detectability exceeds the gate, and whose arc radius could be measured."""
-    keep = table["arc_radius"].notna() & table["mag_host"].notna()
-    if gate_threshold is not None:
-        keep &= table["detectability"] > gate_threshold
-    return table[keep].reset_index(drop=True)
-
-
-def calibrate_tilt(injections, targets, limits=(0.0, 6.0), steps=20):
-    """Tilt the proposal in true arc S/N until its median arc_energy is the targets' (SPEC 7.4).
-
-    Lenses in a catalogue were found, so they are brighter than the prior's arcs; a power of arc_snr_true, applied as a
-    weight, stands for that. Everything else is left as drawn, and closure and the map use the prior without it.
-
-    Parameters
-    ----------
-    injections, targets : pandas.DataFrame
-        Past gate D.
-    limits : tuple of float
-        Of the exponent.
-    steps : int
-        Bisections.
-
-    Returns
-    -------
-    float
-        The exponent; 0 when either side is empty.
-    """
-    if targets.empty or injections.empty:
-        return 0.0
-    wanted, (low, high) = float(targets["arc_energy"].median()), limits
-    energy = injections["arc_energy"].to_numpy(dtype=float)
-    for _ in range(steps):
-        middle = 0.5 * (low + high)
-        median = _quantile(energy, weigh_to_targets(injections, targets, middle)[0], 0.5)
-        low, high = (middle, high) if median < wanted else (low, middle)
-    return 0.5 * (low + high)
-
-
-def weigh_to_targets(injections, targets, tilt=0.0, columns=TARGET_COLUMNS):
-    """Weight injections so that their columns are distributed as the targets' (kernel mixture).
-
-    Parameters
-    ----------
-    injections, targets : pandas.DataFrame
-        With `columns`; both have passed gate D.
-    tilt : float
-        From `calibrate_tilt`.
-
-    Returns
-    -------
-    weights : ndarray of shape (N,)
-        Sum 1.
-    n_eff : float
-        Kish size by host; 0 when one side is empty.
-    """
-    if targets.empty or injections.empty:
-        return np.full(len(injections), 1.0 / max(len(injections), 1)), 0.0
-    values = targets[list(columns)].to_numpy(dtype=float)
-    low, centre, high = np.nanpercentile(values, [16, 50, 84], axis=0)
-    scaler = Scaler(tuple(columns), centre, np.maximum(0.5 * (high - low), 1e-3))
-    base = injections["arc_snr_true"].to_numpy(dtype=float) ** tilt if tilt else np.ones(len(injections))
-    kernel = KernelModel(injections, np.zeros(len(injections)), TARGET_BANDWIDTH, scaler, base / base.mean())
-    weight = kernel.weigh(targets).astype(float)
-    mixture = (weight / np.maximum(weight.sum(axis=1, keepdims=True), 1e-30)).mean(axis=0)
-    return mixture, stats.kish_n_eff(mixture, injections["host_index"].to_numpy())
 
 
 def judge(lower, upper, limits):
@@ -151,7 +78,7 @@ def check_distributions(targets, injections, weights, config, sample):
     gap = (-section.colour_offset, section.colour_offset)
     for column in ("arc_g_r", "arc_r_z"):
         statistics[f"{column} median"] = (
-            column, lambda a, wa, b, wb: _quantile(b, wb, 0.5) - _quantile(a, wa, 0.5), gap)  # fmt: skip
+            column, lambda a, wa, b, wb: take_quantile(b, wb, 0.5) - take_quantile(a, wa, 0.5), gap)  # fmt: skip
     for band in BANDS:
         statistics[f"noise ratio {band}"] = (
             f"noise_ratio_{band}", lambda a, wa, b, wb: _ratio(b, wb, a, wa, 0.5), section.noise_ratio)  # fmt: skip
@@ -169,7 +96,7 @@ def check_distributions(targets, injections, weights, config, sample):
         outcome = judge(lower, upper, limits) if known else "inconclusive"
         rows.append((sample, name, value, lower, upper, f"{limits[0]:g} to {limits[1]:g}", outcome))
     for column in ("noise_ratio_r", "rho10", "skew"):
-        margin = _ks_margin(targets[column], injections[column], weights, injections["host_index"])
+        margin = ks_margin(targets[column], injections[column], weights, injections["host_index"])
         value = weighted_ks(targets[column], injections[column], weights)
         lower, upper = max(value - margin, 0.0), min(value + margin, 1.0)
         outcome = "GO" if value < KS_LIMIT and upper < KS_UPPER else "NO-GO" if lower > KS_LIMIT else "inconclusive"
@@ -177,20 +104,8 @@ def check_distributions(targets, injections, weights, config, sample):
     return pd.DataFrame(rows, columns=CHECK_COLUMNS)
 
 
-def _ks_margin(a, b, weights, host):
-    """Dvoretzky-Kiefer-Wolfowitz margin (95 %) of two samples: finite rows, the second Kish by host."""
-    n, good = int(np.isfinite(a).sum()), np.isfinite(b).to_numpy()
-    size = stats.kish_n_eff(weights[good], host.to_numpy()[good]) if good.any() else 0.0
-    return 1.36 * np.sqrt(1.0 / max(n, 1) + 1.0 / max(size, 1.0))
-
-
-def _quantile(values, weights, q):
-    good = np.isfinite(values) & (weights > 0)
-    return float(stats.weighted_quantile(values[good], q, weights[good])) if good.any() else np.nan
-
-
 def _ratio(b, weights_b, a, weights_a, q):
-    top, bottom = _quantile(b, weights_b, q), _quantile(a, weights_a, q)
+    top, bottom = take_quantile(b, weights_b, q), take_quantile(a, weights_a, q)
     return top / bottom if top > 0 and bottom > 0 else np.nan
 
 
@@ -202,8 +117,43 @@ def _draw_weights(targets, injections, weights, config, name):
     return [(a[0].astype(float), b[0] * weights) for a, b in zip(lens, host, strict=True)]
 
 
-def check_probe(targets, injections, weights, config, sample, features=None):
-    """Classifier two-sample test on hand-made features and, when given, on the network's.
+def make_extractor(hosts, boxes, detector, config, bias=None):
+    """Return a function that renders injections again, with a colour planted, and gives their features.
+
+    Parameters
+    ----------
+    hosts : pandas.DataFrame
+    boxes : ndarray of shape (n_hosts, 3, 65, 65) [nMgy]
+        Row by row with `hosts`.
+    detector : Detector or None
+        With ``layers(images) -> dict of layer -> (N, D)``; None gives measured features only.
+    config : lensaudit.config.Config
+    bias : pandas.DataFrame, optional
+        From `campaign.measure_bias`; taken off arc_snr.
+
+    Returns
+    -------
+    callable
+        ``extract(table, shift) -> dict``: "hand-made" (N, len(HAND_MADE)) and the detector's layers, of the rows of an
+        injection table whose sources are redder in g - r by `shift` [mag], everything else drawn alike.
+    """
+    position = pd.Series(np.arange(len(hosts)), hosts["host_index"].to_numpy())
+
+    def extract(table, shift):
+        table = table.reset_index(drop=True)
+        redder = table.assign(mag_source_g=table["mag_source_g"] + shift)
+        rows = position.loc[table["host_index"].to_numpy()].to_numpy()
+        images, _ = inject(redder, hosts.iloc[rows].reset_index(drop=True), boxes[rows], config, config.seed)
+        measured = measure_arcs(images, table["theta_E"])
+        measured = measured if bias is None else correct_bias(measured, bias)
+        own = {"hand-made": measured[list(HAND_MADE)].to_numpy(dtype=float)}
+        return own if detector is None else own | detector.layers(images)
+
+    return extract
+
+
+def check_probe(targets, injections, weights, config, sample, layers=None, extract=None):
+    """Classifier two-sample test on hand-made features and, when given, on the network's, with its power.
 
     Parameters
     ----------
@@ -212,63 +162,97 @@ def check_probe(targets, injections, weights, config, sample, features=None):
         Injections are drawn with them, repeats kept, so that hosts and conditions match; folds are by host.
     config : lensaudit.config.Config
     sample : str
-    features : tuple of ndarray, optional
-        Penultimate features of (some) lenses and of all injections; lenses the detector trained on do not belong here.
+    layers : dict of layer -> ndarray of shape (len(targets), D), optional
+        The detector's features of the lenses, "penultimate" among them; lenses it trained on do not belong here.
+    extract : callable, optional
+        From `make_extractor`. Without it only the measured colour is shifted, and no layer is compared.
 
     Returns
     -------
-    pandas.DataFrame
-        Columns `CHECK_COLUMNS`: AUC of each probe, its null and its power, and the Frechet distance (reported only).
+    checks : pandas.DataFrame
+        Columns `CHECK_COLUMNS`: AUC of each probe with its null and its power, and the Frechet distance of each layer
+        over that of random halves of the injections (lower, upper: over the null's 95 % range), reported only.
+    power : pandas.DataFrame
+        features, shift, auc, power (`two_sample.measure_power`).
+    distances : pandas.DataFrame
+        `two_sample.compare_layers`.
     """
     generator = streams.make_stream(config.seed, "audit/realism/match", sample)
     size = min(len(injections), 3 * max(len(targets), 50))
     drawn = np.sort(generator.choice(len(injections), size=size, replace=True, p=weights / weights.sum()))
-    host = injections["host_index"].to_numpy()[drawn]
-    hand_a = targets[list(HAND_MADE)].to_numpy(dtype=float)
-    hand_b = injections[list(HAND_MADE)].to_numpy(dtype=float)[drawn]
-    sets = {"hand-made": (hand_a, hand_b, targets["galaxy_id"].to_numpy())}
-    if features is not None:
-        sets["penultimate"] = (features[0], features[1][drawn], np.arange(len(features[0])))
-    rows, limit = [], config.realism.c2st_limit
-    for name, (a, b, groups) in sets.items():
-        row = probe_classes(a, b, groups, host, config, f"{sample}/{name}")
-        outcome = "GO" if row["upper"] < limit else "NO-GO" if row["lower"] > limit else "inconclusive"
-        rows.append((sample, f"C2ST {name}", row["auc"], row["lower"], row["upper"], f"< {limit:g}", outcome))
-        rows.append((sample, f"C2ST {name}, labels permuted", row["null_auc"], np.nan, np.nan, "", "reported"))
-    power = find_power(hand_b, host, HAND_MADE.index("arc_g_r"), config, sample)
-    rows.append((sample, "C2ST smallest planted g-r shift seen", power, np.nan, np.nan, "", "reported"))
-    if features is not None and min(len(features[0]), len(drawn)) >= 20:
-        distance = frechet_distance(features[0], features[1][drawn])
-        rows.append((sample, "Frechet distance, penultimate", distance, np.nan, np.nan, "", "reported"))
-    return pd.DataFrame(rows, columns=CHECK_COLUMNS)
+    unique, back = np.unique(drawn, return_inverse=True)
+    own, host = injections.iloc[unique], injections["host_index"].to_numpy()[drawn]
+    known, found = layers or {}, {0.0: (extract or _shift_colour)(own, 0.0)}
+
+    def take(name, shift):
+        if shift not in found:
+            found[shift] = (extract or _shift_colour)(own, shift)
+        return found[shift][name][back]
+
+    rows, powers = [], []
+    hand_made = targets[list(HAND_MADE)].to_numpy(dtype=float)
+    sides = {"hand-made": (hand_made, injections[list(HAND_MADE)].to_numpy(dtype=float)[drawn])}
+    if extract is not None and "penultimate" in known:
+        sides["penultimate"] = (known["penultimate"], take("penultimate", 0.0))
+    for name, (a, b) in sides.items():
+        row = probe_classes(a, b, targets["galaxy_id"], host, config, f"{sample}/{name}")
+        rows += _describe_probe(sample, name, row, config.realism.c2st_limit)
+        table = measure_power(partial(take, name), host, len(targets), config, f"{sample}/{name}")
+        label = f"C2ST {name}, smallest planted g-r shift seen"
+        rows.append((sample, label, find_smallest(table), np.nan, np.nan, "", "reported"))
+        powers.append(table.assign(features=name))
+    injected = {name: take(name, 0.0) for name in known} if extract is not None else {}
+    distances = compare_layers({k: known[k] for k in injected}, injected, host, config, sample)
+    for row in distances.itertuples():
+        rows.append((sample, f"Frechet distance, {row.layer}, over that of halves", row.ratio,
+                     row.distance / row.null_upper, row.distance / row.null_lower, "", "reported"))  # fmt: skip
+    return pd.DataFrame(rows, columns=CHECK_COLUMNS), pd.concat(powers, ignore_index=True), distances
+
+
+def _shift_colour(table, shift):
+    moved = table.assign(arc_g_r=table["arc_g_r"] + shift)
+    return {"hand-made": moved[list(HAND_MADE)].to_numpy(dtype=float)}
+
+
+def _describe_probe(sample, name, row, limit):
+    outcome = "GO" if row["upper"] < limit else "NO-GO" if row["lower"] > limit else "inconclusive"
+    null = (row["null_auc"], row["null_lower"], row["null_upper"])
+    return [(sample, f"C2ST {name}", row["auc"], row["lower"], row["upper"], f"< {limit:g}", outcome),
+            (sample, f"C2ST {name}, labels permuted", *null, "", "reported"),
+            (sample, f"C2ST {name}, permutation p", row["p"], np.nan, np.nan, "", "reported")]  # fmt: skip
 
 
 def check_regions(injections, threshold, config, n_regions=4):
     """Test whether the recovered fraction agrees between regions of the sky (quarters in HEALPix order).
 
+    Parameters
+    ----------
+    injections : pandas.DataFrame
+        Scored pilot with host_index and healpix_128.
+    threshold : float
+        On the logit.
+    config : lensaudit.config.Config
+    n_regions : int
+
     Returns
     -------
-    pandas.DataFrame
-        One row per region (z of its recovered fraction against the rest, given seeing, depth and host magnitude by a
-        logistic fit) and one verdict: GO when max |z| < 3, NO-GO when above 5.
+    checks : pandas.DataFrame
+        Columns `CHECK_COLUMNS`: p of the chi-squared test (GO from 0.05 on, NO-GO below 0.001, inconclusive between
+        and where a difference of 0.10 in one region could not be seen), and that smallest visible difference.
+    regions : pandas.DataFrame
+        `rates.compare_regions`; what is expected is a logistic fit of seeing, depth, arc and host.
     """
     flag = (injections["logit"] > threshold).to_numpy()
     model = fit_model(("spline", 3.0), injections, flag, fit_scaler(injections))
-    p = model.predict(injections)
     order = injections["healpix_128"].rank(method="dense").to_numpy()
-    region = np.minimum((order / (order.max() + 1) * n_regions).astype(int), n_regions - 1)
-    rows, residual = [], flag - p
-    host = stats.encode_groups(injections["host_index"])
-    for number in range(n_regions):
-        use = region == number
-        scatter = np.sqrt(np.sum(np.bincount(host[use], weights=residual[use]) ** 2))
-        z = residual[use].sum() / max(scatter, 1e-9)
-        name = f"region {number}: recovered {flag[use].mean():.3f}, z"
-        rows.append(("pilot", name, z, np.nan, np.nan, "", "reported"))
-    worst = max(abs(row[2]) for row in rows)
-    outcome = "GO" if worst < 3 else "NO-GO" if worst > 5 else "inconclusive"
-    rows.append(("pilot", "regions agree, max |z|", worst, np.nan, np.nan, "< 3", outcome))
-    return pd.DataFrame(rows, columns=CHECK_COLUMNS)
+    region = np.minimum(((order - 1) / order.max() * n_regions).astype(int), n_regions - 1)
+    regions, test = compare_regions(flag, model.predict(injections), region, injections["host_index"])
+    seen = regions["smallest"].max()
+    outcome = "NO-GO" if test["p"] < REGION_P[0] else "GO" if test["p"] >= REGION_P[1] else "inconclusive"
+    outcome = outcome if seen <= REGION_SMALLEST or outcome == "NO-GO" else "inconclusive"
+    rows = [("pilot", "regions agree, chi-squared p", test["p"], np.nan, np.nan, f"> {REGION_P[1]:g}", outcome),
+            ("pilot", "regions, smallest difference seen", seen, np.nan, np.nan, "", "reported")]  # fmt: skip
+    return pd.DataFrame(rows, columns=CHECK_COLUMNS), regions
 
 
 def check_contaminants(hosts, boxes, injections, detector, threshold, config, limit=600):
@@ -292,7 +276,8 @@ def check_contaminants(hosts, boxes, injections, detector, threshold, config, li
     Returns
     -------
     pandas.DataFrame
-        Columns `CHECK_COLUMNS`, per category: FPR with the source; without it and the ratio stand in the name.
+        Columns `CHECK_COLUMNS`, per category: FPR with the source (without it and the ratio stand in the name), and
+        the ratio of the two with an interval for pairs.
     """
     confuser = np.flatnonzero((hosts["confuser_category"].fillna("") != "").to_numpy())
     order = streams.hash_order(config.seed, "audit/realism/contaminant", hosts["galaxy_id"].iloc[confuser].astype(str))
@@ -310,58 +295,11 @@ def check_contaminants(hosts, boxes, injections, detector, threshold, config, li
     for name, index in [("all", np.arange(len(own))), *own.groupby("confuser_category").indices.items()]:
         a, b = before[index], after[index]
         lower, upper = stats.jeffreys_interval(b.sum(), len(b))
-        ratio = b.mean() / a.mean() if a.any() else np.inf
+        ratio, *bounds = paired_ratio(a, b)
         label = f"contaminants, {name}: FPR with a blue source (without: {a.mean():.4f}, ratio {ratio:.1f})"
         out.append(("test", label, b.mean(), lower, upper, "", "reported"))
+        out.append(("test", f"contaminants, {name}: ratio of FPR", ratio, *bounds, "", "reported"))
     return pd.DataFrame(out, columns=CHECK_COLUMNS)
-
-
-def freeze_proposal(targets, pilot, weights, config, prior, tilt=0.0):
-    """Describe and hash the proposal, from train and validation lenses only, before any test lens enters.
-
-    Parameters
-    ----------
-    targets : pandas.DataFrame
-        From `select_targets`; every row's split must be train or val.
-    pilot : pandas.DataFrame
-        Injections that pass gate D.
-    weights : ndarray
-        From `weigh_to_targets`.
-    config : lensaudit.config.Config
-    prior : dict
-        The prior as used (its manifest's content).
-    tilt : float
-        From `calibrate_tilt`.
-
-    Returns
-    -------
-    dict
-        prior, cuts, targets' and pilot's quantiles, moved (what calibration changed), hash.
-
-    Raises
-    ------
-    UserError
-        When a test lens, or a column of the detector, is among the inputs.
-    """
-    foreign = sorted(set(targets["split"]) - {"train", "val"})
-    if foreign:
-        row = targets.loc[targets["split"].isin(foreign), "galaxy_id"].iloc[0]
-        raise UserError(f"proposal: {row} is a {foreign[0]} lens; targets must be train and validation lenses only")
-    scored = [name for name in ("logit", "score") if name in targets or name in pilot]
-    if scored:
-        raise UserError(f"proposal: column {scored[0]} is a detector score, which calibration must not see; drop it")
-    columns = ("arc_snr", "arc_g_r", "arc_r_z", "arc_radius", "arc_width")
-    quantiles = (0.1, 0.5, 0.9)
-    ones = np.ones(len(targets))
-    content = {
-        "prior_name": config.injection.prior, "prior": prior,
-        "cuts": {"min_mu": config.injection.min_mu, "min_arc_snr_true": config.injection.min_arc_snr_true},
-        "n_targets": len(targets), "target_ids": hash_object(sorted(targets["galaxy_id"].astype(str))),
-        "targets": {c: [_quantile(targets[c].to_numpy(float), ones, q) for q in quantiles] for c in columns},
-        "pilot": {c: [_quantile(pilot[c].to_numpy(float), weights, q) for q in quantiles] for c in columns},
-        "moved": {"arc_snr_true_exponent": round(float(tilt), 6)},
-    }  # fmt: skip
-    return content | {"hash": hash_object(content)}
 
 
 def summarise_realism(table, proposal):
@@ -377,17 +315,12 @@ def summarise_realism(table, proposal):
     Returns
     -------
     dict
-        outcome, no_go and inconclusive (names of checks), panel, proposal (hash).
+        outcome, no_go and inconclusive (names of checks), panel ("not graded" until people have), proposal (hash).
     """
-    verdict = table[table["sample"] != "targets"]
+    verdict, panel = table[table["sample"] != "targets"], table.loc[table["sample"] == "panel", "outcome"]
+    graded = [outcome for outcome in panel if outcome not in ("reported", "not graded")]
     bad = list(verdict.loc[verdict["outcome"] == "NO-GO", "check"])
     unclear = list(verdict.loc[verdict["outcome"] == "inconclusive", "check"])
     outcome = "NO-GO" if bad else "inconclusive" if unclear else "GO"
-    return {"outcome": outcome, "no_go": bad, "inconclusive": unclear, "panel": "not graded",
+    return {"outcome": outcome, "no_go": bad, "inconclusive": unclear, "panel": graded[0] if graded else "not graded",
             "proposal": proposal["hash"]}  # fmt: skip
-
-
-def panel_row():
-    """Return the row of the blinded panel, which only people can grade."""
-    row = ("panel", "blinded panel of 50", np.nan, np.nan, np.nan, "graded by people", "not graded")
-    return pd.DataFrame([row], columns=CHECK_COLUMNS)

@@ -95,6 +95,13 @@ BUILDERS = {
 }
 
 
+def list_stages(body):
+    """Return the stages of a body by name, first to last: those of ResNet-18, or torchvision's ``features``."""
+    stages = body.features if hasattr(body, "features") else body
+    named = [(n, m) for n, m in stages.named_children() if stages is not body or n.startswith("layer")]
+    return {n if n.startswith("layer") else f"features{n}": m for n, m in named}
+
+
 def make_network(name, seed=0):
     """Build a network with weights drawn from `seed`; nothing is downloaded.
 

@@ -9,7 +9,7 @@ import torch
 
 from lensaudit.artifacts import UserError, read_json
 from lensaudit.constants import RENDER_SIZE, STAMP_SIZE
-from lensaudit.detectors.architectures import make_network
+from lensaudit.detectors.architectures import list_stages, make_network
 from lensaudit.pixels.preprocessing import Preprocessing
 
 # Every forward pass has exactly this many rows (the last one padded), so that the same kernels run on every stamp.
@@ -94,6 +94,30 @@ class Detector:
     def penultimate(self, images, ids=None):
         """Return the features before the logit, ndarray of shape (N, n_features), float32; see `score`."""
         return self._features(images, ids).numpy()
+
+    def layers(self, images, ids=None):
+        """Return the features after every stage but the last, averaged over the image, and those of `penultimate`.
+
+        Returns
+        -------
+        dict of str -> ndarray of shape (N, n_channels), float32
+            Such as layer1, layer2, layer3 and penultimate.
+        """
+        stages = list(list_stages(self.network.body).items())[:-1]
+        found = {name: [torch.zeros((0, 1))] for name, _ in stages}
+        hooks = [
+            module.register_forward_hook(lambda _module, _given, out, name=name: found[name].append(
+                out.float().mean((2, 3)).cpu()))
+            for name, module in stages
+        ]  # fmt: skip
+        try:
+            last = self.penultimate(images, ids)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        # Only the last batch is filled up, so that its surplus rows stand at the end.
+        rows = {name: torch.cat(parts[1:] or parts)[: len(last)].numpy() for name, parts in found.items()}
+        return rows | {"penultimate": last}
 
     def score(self, images, ids=None):
         """Score stamps.

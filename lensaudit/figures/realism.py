@@ -5,7 +5,7 @@ import pandas as pd
 import seaborn
 
 from lensaudit.figures.style import COLOURS, label, mark_simulated, new_figure
-from lensaudit.wording import SAMPLES, name_check
+from lensaudit.wording import FEATURE_SETS, SAMPLES, name_check
 
 PANELS = ("arc_snr", "arc_g_r", "arc_r_z", "arc_radius", "arc_width", "asymmetry", "ridge", "noise_ratio_r")
 RANGES = {"arc_snr": (-5, 60), "arc_g_r": (-1, 2), "arc_r_z": (-1, 2), "noise_ratio_r": (0.85, 1.15), "ridge": (0, 5)}
@@ -126,8 +126,46 @@ def _read_limits(text):
     if " to " in text:
         low, high = text.split(" to ")
         return float(low), float(high)
+    if text.startswith(">"):
+        return float(text.removeprefix(">")), 1.0
     high = float(text.removeprefix("<").split(",")[0])
     return -high if high >= 1 else 0.0, high
+
+
+def plot_power(power, distances, limit, simulated=True):
+    """Show what the classifier test sees: AUC and detection rate by planted shift, and the distance of every layer.
+
+    Parameters
+    ----------
+    power : pandas.DataFrame
+        features, shift, auc, power, from `audit.realism.check_probe`.
+    distances : pandas.DataFrame
+        From `audit.two_sample.compare_layers`.
+    limit : float
+        On the AUC; drawn.
+    simulated : bool
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    fig, axes = new_figure("text", 2.3, 1, 3)
+    for (name, own), colour in zip(power.groupby("features"), ("blue", "vermilion"), strict=False):
+        axes[0].plot(own["shift"], own["auc"], "o-", color=COLOURS[colour], label=FEATURE_SETS.get(name, name))
+        axes[1].plot(own["shift"], own["power"], "o-", color=COLOURS[colour])
+    axes[0].axhline(limit, color=COLOURS["grey"], lw=0.7, ls=":")
+    axes[0].set(ylim=(0.4, 1.02), xlabel="planted $g-r$ shift [mag]", ylabel="AUC")
+    axes[1].set(ylim=(-0.02, 1.02), xlabel="planted $g-r$ shift [mag]", ylabel="share detected")
+    places = np.arange(len(distances))
+    low, high = (distances[name] / distances["null_median"] for name in ("null_lower", "null_upper"))
+    axes[2].vlines(places, low, high, color="0.75", lw=6, label="halves of injections")
+    axes[2].plot(places, distances["ratio"], "o", color=COLOURS["vermilion"], label="lenses, injections")
+    names = [FEATURE_SETS.get(name, name).replace("features of the network", "last") for name in distances["layer"]]
+    axes[2].set(xticks=places, xticklabels=names, ylabel="Fréchet distance over its null", yscale="log")
+    for axis in (axes[0], axes[2]):
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=6)
+    return mark_simulated(fig, simulated)
 
 
 def plot_estimators(validation, simulated=True):

@@ -1,14 +1,22 @@
 """Realism: who may set targets, three outcomes, two-sample tests with power and null."""
 
+import ast
 import dataclasses
+import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import expit
+from scipy.stats import chi2, kstest, ncx2, norm, uniform
 
 from lensaudit.artifacts import UserError
-from lensaudit.audit import estimators, realism, two_sample
+from lensaudit.audit import calibration, estimators, rates, realism, two_sample
+from lensaudit.audit.recovery import COVARIATES
 from lensaudit.config import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
 
 CONFIG = load_config("smoke")
 CONFIG = dataclasses.replace(CONFIG, realism=dataclasses.replace(CONFIG.realism, n_bootstrap=60))
@@ -22,7 +30,8 @@ def make_measurements(n, seed, **shift):
         psfsize_r=generator.uniform(0.9, 1.8, n), depth_r=generator.uniform(22.5, 25.5, n),
         mag_host=generator.normal(19, 0.7, n), detectability=generator.random(n), host_index=np.arange(n) // 2,
         galaxy_id=[f"{seed}-{i}" for i in range(n)], split="train", tier="A",
-        arc_g_r=generator.normal(0.4, 0.3, n), arc_r_z=generator.normal(0.5, 0.3, n),
+        arc_energy=np.exp(generator.normal(2, 0.5, n)), arc_g_r=generator.normal(0.4, 0.3, n),
+        arc_r_z=generator.normal(0.5, 0.3, n),
         **{f"noise_ratio_{b}": generator.normal(1, 0.02, n) for b in "grz"},
     )  # fmt: skip
     for name, value in shift.items():
@@ -32,7 +41,7 @@ def make_measurements(n, seed, **shift):
 
 def test_targets_are_of_one_tier_the_splits_asked_for_and_past_the_gate():
     table = make_measurements(60, 0).assign(split=["train", "val", "test"] * 20, tier=["A", "B"] * 30)
-    targets = realism.select_targets(table, 0.5)
+    targets = calibration.select_targets(table, 0.5)
     assert set(targets["split"]) == {"train", "val"} and set(targets["tier"]) == {"A"}
     assert targets["detectability"].min() > 0.5
 
@@ -40,23 +49,24 @@ def test_targets_are_of_one_tier_the_splits_asked_for_and_past_the_gate():
 def test_a_test_lens_or_a_score_in_the_calibration_raises():
     targets, pilot = make_measurements(20, 1), make_measurements(30, 2)
     weights = np.full(30, 1 / 30)
-    frozen = realism.freeze_proposal(targets, pilot, weights, CONFIG, {"name": "p"})
-    assert frozen["hash"] == realism.freeze_proposal(targets, pilot, weights, CONFIG, {"name": "p"})["hash"]
-    assert frozen["hash"] != realism.freeze_proposal(targets.head(19), pilot, weights, CONFIG, {"name": "p"})["hash"]
+    frozen = calibration.freeze_proposal(targets, pilot, weights, CONFIG, {"name": "p"})
+    assert frozen["hash"] == calibration.freeze_proposal(targets, pilot, weights, CONFIG, {"name": "p"})["hash"]
+    fewer = calibration.freeze_proposal(targets.head(19), pilot, weights, CONFIG, {"name": "p"})
+    assert frozen["hash"] != fewer["hash"]
     mixed = targets.assign(split=["test"] + ["val"] * 19)
     with pytest.raises(UserError, match="1-0 is a test lens"):
-        realism.freeze_proposal(mixed, pilot, weights, CONFIG, {})
+        calibration.freeze_proposal(mixed, pilot, weights, CONFIG, {})
     with pytest.raises(UserError, match="logit"):
-        realism.freeze_proposal(targets, pilot.assign(logit=0.0), weights, CONFIG, {})
+        calibration.freeze_proposal(targets, pilot.assign(logit=0.0), weights, CONFIG, {})
 
 
 def test_weights_bring_the_injections_to_the_targets():
     pilot, targets = make_measurements(3000, 3), make_measurements(200, 4, psfsize_r=-0.0)
     targets = targets[targets["depth_r"] > 24.5]
-    weights, n_eff = realism.weigh_to_targets(pilot, targets)
+    weights, n_eff = calibration.weigh_to_targets(pilot, targets)
     assert np.isclose(weights.sum(), 1.0) and n_eff > 100
     assert abs(weights @ pilot["depth_r"] - targets["depth_r"].mean()) < 0.15
-    empty, size = realism.weigh_to_targets(pilot, targets.head(0))
+    empty, size = calibration.weigh_to_targets(pilot, targets.head(0))
     assert size == 0.0 and len(empty) == len(pilot)
 
 
@@ -90,12 +100,149 @@ def test_what_cannot_be_computed_is_inconclusive_and_gives_no_power():
 def test_probe_sees_a_planted_colour_and_nothing_in_a_match():
     lenses, same, red = make_measurements(250, 8), make_measurements(700, 9), make_measurements(700, 10, arc_g_r=0.8)
     weights = np.full(700, 1 / 700)
-    match = realism.check_probe(lenses, same, weights, CONFIG, "test").set_index("check")
+    checks, power, _ = realism.check_probe(lenses, same, weights, CONFIG, "test")
+    match = checks.set_index("check")
     assert match.loc["C2ST hand-made", "outcome"] == "GO"
-    assert abs(match.loc["C2ST hand-made, labels permuted", "value"] - 0.5) < 0.12
-    assert match.loc["C2ST smallest planted g-r shift seen", "value"] <= 0.4
-    wrong = realism.check_probe(lenses, red, weights, CONFIG, "test").set_index("check")
+    null = match.loc["C2ST hand-made, labels permuted"]
+    assert null["lower"] < 0.5 < null["upper"] and match.loc["C2ST hand-made, permutation p", "value"] > 0.05
+    smallest = match.loc["C2ST hand-made, smallest planted g-r shift seen", "value"]
+    assert 0.1 <= smallest <= 0.4
+    assert power["power"].iloc[0] <= 0.06 and power["power"].iloc[-1] == 1.0 and power["auc"].is_monotonic_increasing
+    wrong = realism.check_probe(lenses, red, weights, CONFIG, "test")[0].set_index("check")
     assert wrong.loc["C2ST hand-made", "outcome"] == "NO-GO"
+    assert wrong.loc["C2ST hand-made, permutation p", "value"] == pytest.approx(1 / 200)
+
+
+def test_the_probe_s_power_is_that_of_the_closed_form():
+    """Normal features of unit variance shifted by d have AUC Phi(d / sqrt 2) for the best linear probe."""
+    generator = np.random.default_rng(2)
+    still, groups = generator.normal(size=(1200, 3)), np.arange(1200) // 2
+    table = two_sample.measure_power(lambda d: still + np.array([d, 0, 0]), groups, 300, CONFIG, "x", (0.5, 1.0), 5)
+    assert table["auc"].to_numpy() == pytest.approx(norm.cdf(np.array([0.0, 0.5, 1.0]) / np.sqrt(2)), abs=0.03)
+    assert two_sample.find_smallest(table) == 0.5
+    assert np.isnan(two_sample.find_smallest(table[table["shift"] == 0]))
+    assert two_sample.measure_power(lambda d: still[:20] + d, groups[:20], 5, CONFIG, "x", (0.5,), 2).empty
+
+
+def test_labels_are_permuted_among_hosts():
+    """Rows of a host are alike: permuting rows would call two sets of few hosts different, permuting hosts does not."""
+    generator, found = np.random.default_rng(3), []
+    for k in range(60):
+        lenses, hosts = generator.normal(size=(30, 4)), generator.normal(size=(20, 4))
+        rows = np.repeat(hosts, 15, axis=0) + 0.1 * generator.normal(size=(300, 4))
+        row = two_sample.probe_classes(lenses, rows, np.arange(30), np.repeat(np.arange(20), 15), CONFIG, str(k), 99)
+        found.append(row["p"])
+    assert np.mean(np.array(found) <= 0.1) < 0.25 and np.mean(found) == pytest.approx(0.5, abs=0.12)
+
+
+def test_layers_are_read_against_injections_alone():
+    generator = np.random.default_rng(4)
+    groups = np.arange(600) // 3
+    host = generator.normal(size=(200, 8))[groups]
+    injections = {"a": host + generator.normal(size=(600, 8)), "b": host + generator.normal(size=(600, 8))}
+    same = generator.normal(size=(150, 8)) * np.sqrt(2)
+    lenses = {"a": same, "b": same + 0.8}
+    out = two_sample.compare_layers(lenses, injections, groups, CONFIG, "x").set_index("layer")
+    assert out.loc["a", "p"] > 0.02 and out.loc["a", "ratio"] < 1.8
+    assert out.loc["b", "p"] == 0.01 and out.loc["b", "distance"] > out.loc["b", "null_upper"]
+    assert two_sample.compare_layers({"a": lenses["a"][:5]}, injections, groups, CONFIG, "x").empty
+
+
+def test_rejection_flattens_the_s_n_and_its_weights_undo_it():
+    generator = np.random.default_rng(5)
+    table = pd.DataFrame({"injection_id": np.arange(40000), "arc_snr_true": np.exp(generator.normal(1.5, 1.0, 40000)),
+                          "other": generator.normal(size=40000)})  # fmt: skip
+    table["other"] += np.log(table["arc_snr_true"])
+    kept, weights = calibration.reject_to_log_uniform(table, 1, 2.0, 50.0)
+    inside = table[table["arc_snr_true"].between(2.0, 50.0)]
+    even = kstest(np.log(kept["arc_snr_true"]), uniform(np.log(2.0), np.log(25.0)).cdf)
+    assert len(kept) > 3000 and even.statistic < 1.36 / np.sqrt(len(kept)) + 0.01
+    for name in ("arc_snr_true", "other"):
+        raw = two_sample.weighted_ks(inside[name], kept[name])
+        assert two_sample.weighted_ks(inside[name], kept[name], weights) < 0.03 < 0.1 < raw
+    assert weights.sum() == pytest.approx(len(inside), rel=0.03)
+    shuffled, _ = calibration.reject_to_log_uniform(table.sample(frac=1.0, random_state=0), 1, 2.0, 50.0)
+    assert set(shuffled["injection_id"]) == set(kept["injection_id"])
+    with pytest.raises(UserError, match="arc_snr_true is missing"):
+        calibration.reject_to_log_uniform(table[["injection_id"]], 1)
+    with pytest.raises(UserError, match="no row has arc_snr_true between 1"):
+        calibration.reject_to_log_uniform(table, 1, 1e5, 1e6)
+
+
+def test_the_calibration_moves_the_brightness_and_refuses_test_lenses():
+    generator = np.random.default_rng(6)
+    pilot = make_measurements(2000, 12).assign(arc_snr_true=np.exp(generator.normal(2, 0.6, 2000)))
+    pilot["arc_energy"] = pilot["arc_snr_true"]
+    targets = make_measurements(100, 13, arc_energy=8.0)
+    middle = calibration.calibrate_discovery(pilot, targets)
+    weights, _ = calibration.weigh_to_targets(pilot, targets, middle)
+    reached = calibration.take_quantile(pilot["arc_energy"].to_numpy(), weights, 0.5)
+    assert reached == pytest.approx(0.95 * targets["arc_energy"].median(), rel=0.02)
+    frozen = calibration.freeze_proposal(targets, pilot, weights, CONFIG, {}, middle)
+    assert frozen["moved"] == {"arc_snr_true_midpoint": round(middle, 6), "steepness": 4.0, "at_limit": False}
+    assert frozen["pilot_as_drawn"]["arc_energy"][1] < frozen["pilot"]["arc_energy"][1]
+    bright = targets.assign(arc_energy=1e6)
+    moved = calibration.calibrate_discovery(pilot, bright)
+    assert calibration.freeze_proposal(bright, pilot, weights, CONFIG, {}, moved)["moved"]["at_limit"]
+    with pytest.raises(UserError, match="13-5 is a test lens"):
+        calibration.calibrate_discovery(pilot, targets.assign(split=["val"] * 5 + ["test"] + ["val"] * 94))
+
+
+def test_the_notebook_freezes_the_proposal_before_a_test_lens_enters():
+    cells = json.loads((ROOT / "notebooks" / "06_injection_realism.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = [ast.parse("".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
+    calls = [{ast.unparse(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)} for tree in code]
+    frozen = next(i for i, names in enumerate(calls) if "calibration.freeze_proposal" in names)
+    words = [{n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)} for tree in code]
+    assert all("test" not in found for found in words[: frozen + 1])
+    assert not any(name.startswith("realism.check_") for names in calls[: frozen + 1] for name in names)
+    assert {"stage.write_json", "proposal.json"} <= calls[frozen] | words[frozen]
+
+
+def make_pilot(seed, spread=0.0):
+    """Injections of 1,200 hosts whose recovery depends on seeing, arc and host; `spread` is added in one region."""
+    generator = np.random.default_rng(seed)
+    host = np.repeat(np.arange(1200), 3)
+    table = pd.DataFrame({name: generator.normal(size=len(host)) for name in COVARIATES}).assign(
+        host_index=host, healpix_128=host % 400, brickname=(host % 90).astype(str))  # fmt: skip
+    push = table["arc_snr"] - table["psfsize_r"] + generator.normal(size=1200)[host] + spread * (host % 400 < 100)
+    return table.assign(logit=push + generator.logistic(size=len(host)))
+
+
+def test_regions_that_differ_are_no_go_and_others_are_not():
+    same, regions = realism.check_regions(make_pilot(0), 0.0, CONFIG)
+    assert same["outcome"].iloc[0] == "GO" and 0.02 < regions["smallest"].max() < 0.10
+    assert regions["n"].sum() == 3600 and regions["n_hosts"].sum() == 1200
+    assert realism.check_regions(make_pilot(0, 1.5), 0.0, CONFIG)[0]["outcome"].iloc[0] == "NO-GO"
+    few = make_pilot(1).head(300)
+    assert realism.check_regions(few, 0.0, CONFIG)[0]["outcome"].iloc[0] in ("inconclusive", "NO-GO")
+
+
+def test_regions_test_has_its_size_and_the_power_it_states():
+    generator, p, seen = np.random.default_rng(7), [], []
+    host = np.repeat(np.arange(400), 5)
+    for _ in range(300):
+        chance = expit(-1 + generator.normal(size=400))[host]
+        flag = generator.random(2000) < chance
+        table, test = rates.compare_regions(flag, np.full(2000, flag.mean()), host % 4, host)
+        p.append(test["p"])
+        moved = np.where(host % 4 == 0, generator.random(2000) < chance + table["smallest"][0], flag)
+        seen.append(rates.compare_regions(moved, np.full(2000, moved.mean()), host % 4, host)[1]["p"] < 0.05)
+    assert kstest(p, "uniform").pvalue > 0.01
+    assert np.mean(seen) == pytest.approx(0.8, abs=0.07)
+    assert ncx2.sf(chi2.isf(0.05, 3), 3, rates.find_noncentrality(3)) == pytest.approx(0.8)
+
+
+def test_paired_ratio_covers():
+    generator, inside = np.random.default_rng(8), []
+    for _ in range(1500):
+        pair = generator.choice(4, 300, p=(0.02, 0.02, 0.08, 0.88))  # both, before only, after only, none
+        ratio, lower, upper = rates.paired_ratio(pair < 2, (pair == 0) | (pair == 2))
+        inside.append(lower <= 2.5 <= upper)
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.015)
+    assert np.isnan(rates.paired_ratio([False] * 5, [False] * 5)[0])
+    ratio, lower, upper = rates.paired_ratio([False] * 50, [True] * 5 + [False] * 45)
+    assert ratio == np.inf and lower > 1.0 and upper == np.inf
 
 
 @pytest.mark.parametrize(("lower", "upper", "expected"), [
@@ -111,6 +258,7 @@ def test_the_verdict_leaves_the_targets_out():
     assert realism.summarise_realism(rows, {"hash": "h"})["outcome"] == "GO"
     both = pd.concat([rows, rows.assign(sample="test")])
     assert realism.summarise_realism(both, {"hash": "h"})["no_go"] == ["x"]
+    assert realism.summarise_realism(both, {"hash": "h"})["panel"] == "not graded"
 
 
 def test_distances_against_closed_forms():
@@ -120,8 +268,10 @@ def test_distances_against_closed_forms():
     half = np.where(b > 0, 1.0, 0.0)
     assert np.isclose(two_sample.weighted_ks(a, b, half), 0.5, atol=0.03)
     x, y = generator.normal(size=(4000, 3)), generator.normal(size=(4000, 3)) + 1.0
-    pooled = np.vstack([x, y]).std(axis=0)
-    assert np.isclose(two_sample.frechet_distance(x, y), np.sum(1.0 / pooled**2), rtol=0.1)
+    assert np.isclose(two_sample.frechet_distance(x, y), 3.0, rtol=0.1)
+    assert np.isclose(two_sample.frechet_distance(x, 2.0 * x), x.mean(axis=0) @ x.mean(axis=0) + np.trace(np.cov(x.T)))
+    assert np.isclose(two_sample.frechet_distance(*two_sample.project_features(x, y)),
+                      np.sum(1.0 / np.vstack([x, y]).std(axis=0) ** 2), rtol=0.1)  # fmt: skip
 
 
 def test_estimators_are_held_against_truth():

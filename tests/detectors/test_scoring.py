@@ -60,6 +60,21 @@ def test_penultimate_carries_the_logit(detector, images):
     assert logit == pytest.approx(detector.score(images[:5]), abs=1e-6)
 
 
+def test_layers_are_those_of_the_network_and_leave_no_hook(detector, images):
+    layers = detector.layers(images)
+    assert {name: rows.shape for name, rows in layers.items()} == {
+        "layer1": (40, 64), "layer2": (40, 128), "layer3": (40, 256), "penultimate": (40, 512)}  # fmt: skip
+    assert np.array_equal(layers["penultimate"], detector.penultimate(images))
+    assert np.array_equal(detector.layers(images[7:9])["layer2"], layers["layer2"][7:9])
+    body, x = detector.network.body, detector.preprocessing.apply(torch.as_tensor(images[:2]))
+    with torch.no_grad():
+        stem = torch.relu(body.bn1(body.conv1(x)))
+        own = body.layer1(torch.nn.functional.max_pool2d(stem, 3, 2, 1)).mean((2, 3)).numpy()
+    assert layers["layer1"][:2] == pytest.approx(own, rel=0.05, abs=0.02)
+    assert not any(module._forward_hooks for module in detector.network.modules())
+    assert detector.layers(images[:0])["penultimate"].shape == (0, 512)
+
+
 def test_refusals_name_the_object(detector, images):
     broken = images[:3].copy()
     broken[1, 0, 50, 50] = np.nan

@@ -28,7 +28,7 @@ def code_cells(notebook):
 
 def test_chapters_are_complete():
     names = [n.stem[:2] for n in NOTEBOOKS]
-    assert names == [f"{i:02d}" for i in range(1, 11)]
+    assert names == [f"{i:02d}" for i in range(1, 12)]
 
 
 def test_stripped(notebook):
