@@ -15,7 +15,7 @@ import pandas as pd
 
 from lensaudit import rng as streams
 from lensaudit import stats
-from lensaudit.artifacts import UserError
+from lensaudit.artifacts import UserError, find_root
 from lensaudit.audit.campaign import run_injections
 from lensaudit.audit.recovery import KernelModel, fit_scaler
 from lensaudit.constants import BANDS
@@ -25,6 +25,7 @@ from lensaudit.injection.population import draw_structure, load_prior
 from lensaudit.injection.rungs import DRAWN, draw_rung, plan_rungs
 
 ENDS = ("published_2026", "collett")
+POINTS = ("score_0.3", "fpr_1e-2", "fpr_1e-3")  # operating points, the prior work's first
 # In the order of the cumulative picture: what is drawn, then what becomes of the light.
 PATH = {
     "magnitudes": "source magnitudes", "colours": "source colours", "radius": "source size",
@@ -236,6 +237,12 @@ class Sets:
         return {prefix: a - b, f"{prefix}_lower": lower, f"{prefix}_upper": upper}
 
 
+def read_retrained():
+    """Return the stored rungs that need training (``benchmarks/ladder_retrained.py``), None where none were run."""
+    path = find_root() / "benchmarks" / "results" / "ladder_retrained.csv"
+    return pd.read_csv(path) if path.is_file() else None
+
+
 def tabulate_ladder(scored, lenses, thresholds, config, retrained=None):
     """Return the ladder as one tidy table.
 
@@ -244,7 +251,7 @@ def tabulate_ladder(scored, lenses, thresholds, config, retrained=None):
     scored, lenses, thresholds, config
         See `Sets`.
     retrained : pandas.DataFrame, optional
-        Rows of rungs that need training (``benchmarks/ladder_retrained.py``), in this table's columns.
+        From `read_retrained`.
 
     Returns
     -------

@@ -24,7 +24,7 @@ DRAWN = ("magnitudes", "colours", "radius", "clumps", "index", "axis_ratio", "po
 N_SOURCE, N_GEOMETRY = 12, 7  # uniforms of `draw_sources` and `draw_geometry`, some to spare
 N_UNIFORMS = N_SOURCE + N_GEOMETRY + 1  # and one for the source's redshift
 ROUNDS = (12, 52, 192, 768)  # proposals per id; one without an accepted proposal after all is left out
-N_NEAR = 100  # hosts of like seeing and depth to choose among
+N_NEAR = 60  # hosts of like seeing and depth to choose among
 MATCH = (0.08, 0.2)  # psfsize_r [arcsec] and depth_r [mag] that count as one unit of difference, as in `swap_hosts`
 HOSTS = {(False, False): "random", (False, True): "random_tied", (True, False): "deflectors",
          (True, True): "deflectors_tied"}  # fmt: skip
@@ -211,7 +211,7 @@ def _propose(u, table, own, fiducial, priors, cumulative, owner, config):
     out |= pick("position", shapes, "source_x", "source_y")
     out |= pick("mass", shapes, "q", "phi", "gamma1", "gamma2", "psf_beta")
     colours, r = sources["colours" in fiducial], sources["magnitudes" in fiducial]["mag_source_r"]
-    out |= {f"mag_source_{b}": r + colours[f"mag_source_{b}"] - colours["mag_source_r"] for b in BANDS}
+    out |= {f"mag_source_{b}": r + (colours[f"mag_source_{b}"] - colours["mag_source_r"]) for b in BANDS}
     return table.assign(**out)
 
 

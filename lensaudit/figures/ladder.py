@@ -1,0 +1,88 @@
+"""The figure of the ablation ladder."""
+
+import numpy as np
+
+from lensaudit.figures.style import COLOURS, mark_simulated, new_figure
+
+KINDS = ("path", "added", "retrained")
+TITLES = {"flat": "flat grid average", "population": "survey's galaxies", "lenses": "weighted to the lenses",
+          "lenses_snr": "lenses, arc S/N too"}  # fmt: skip
+MARKS = {"flat": ("s", COLOURS["grey"]), "population": ("D", COLOURS["green"]), "lenses": ("o", COLOURS["purple"]),
+         "lenses_snr": ("^", COLOURS["black"])}  # fmt: skip
+
+
+def plot_ladder(table, simulated=True, point=None, weightings=("flat", "lenses")):
+    """Show what every rung changes first-in and last-out, and how completeness climbs, beside the observed recall.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From `audit.ladder.tabulate_ladder`.
+    simulated : bool
+    point : str, optional
+        Operating point (threshold_name); the first in the table by default.
+    weightings : sequence of str
+        One panel of differences each. The last panel shows every weighting in the table.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Notes
+    -----
+    Rows of the path stand in the order of the cumulative steps in the last panel; below the line, rungs that neither
+    end has, added to either end; then what needs training, where it was run.
+    """
+    point = point or table["threshold_name"].dropna().iloc[0]
+    own = table[table["threshold_name"] == point]
+    rows = own[own["kind"].isin(KINDS)].drop_duplicates("rung").sort_values("kind", key=lambda k: k.map(KINDS.index),
+                                                                            kind="stable")  # fmt: skip
+    places = {name: k + 1 for k, name in enumerate(rows["rung"])}
+    fig, axes = new_figure("text", 0.95 + 0.17 * (len(rows) + 2), 1, len(weightings) + 1, sharey=True,
+                           gridspec_kw={"width_ratios": [1.0] * len(weightings) + [1.35]})  # fmt: skip
+    for axis, weighting in zip(axes, weightings, strict=False):
+        _draw_steps(axis, own[(own["weighting"] == weighting) & own["kind"].isin(KINDS)], places)
+        axis.set(xlabel="change of completeness", title=TITLES[weighting])
+    limit = max(abs(value) for axis in axes[:-1] for value in axis.get_xlim())
+    for axis in axes[:-1]:
+        axis.set_xlim(-limit, limit)
+    _draw_levels(axes[-1], own, places)
+    last = int(rows["kind"].eq("path").sum()) + 1
+    for axis in axes:
+        axis.axhline(last + 0.5 if axis is axes[-1] else last - 0.5, color="0.5", lw=0.5)
+        axis.tick_params(axis="y", length=0)
+    names = {0: "published_2026", **dict(zip(places.values(), rows["label"], strict=True))}
+    axes[0].set(yticks=list(names), yticklabels=[name.replace("theta_E", r"$\theta_{\rm E}$").replace(
+        "sigma", r"$\sigma_v$") for name in names.values()], ylim=(len(rows) + 0.6, -0.6))  # fmt: skip
+    handles = [h for axis in (axes[0], axes[-1]) for h in axis.get_legend_handles_labels()[0]]
+    labels = [t for axis in (axes[0], axes[-1]) for t in axis.get_legend_handles_labels()[1]]
+    fig.legend(handles, labels, loc="outside upper center", ncols=4)
+    return mark_simulated(fig, simulated)
+
+
+def _draw_steps(axis, part, places):
+    """Draw first-in and last-out differences with their intervals."""
+    axis.axvline(0.0, color="0.6", lw=0.6)
+    for column, shift, colour in (("first_in", -0.16, "blue"), ("last_out", 0.16, "orange")):
+        value = part[column].to_numpy(dtype=float)
+        errors = [value - part[f"{column}_lower"], part[f"{column}_upper"] - value]
+        axis.errorbar(value, part["rung"].map(places) + shift, xerr=np.clip(errors, 0.0, None), fmt="o", ms=2.8,
+                      color=COLOURS[colour], elinewidth=0.9, capsize=0,
+                      label={"first_in": "first-in", "last_out": "last-out"}[column])  # fmt: skip
+
+
+def _draw_levels(axis, own, places):
+    """Draw completeness after each step under every weighting, and the observed recall as a band."""
+    seen = own[own["kind"] == "observed"].head(1)
+    for _, row in seen.iterrows():
+        axis.axvspan(row["lower"], row["upper"], color=COLOURS["yellow"], alpha=0.35, lw=0)
+        axis.axvline(row["completeness"], color=COLOURS["vermilion"], lw=0.9, label="recall of held-out lenses")
+    levels = own[own["kind"].isin(["end", "cumulative"]) & (own["rung"] != "collett")]
+    for k, (weighting, part) in enumerate(levels.groupby("weighting", sort=False)):
+        value = part["completeness"].to_numpy(dtype=float)
+        where = part["rung"].map(lambda name: places.get(name, 0)) + 0.12 * (k - 1.5)
+        errors = np.clip([value - part["lower"], part["upper"] - value], 0.0, None)
+        mark, colour = MARKS[weighting]
+        axis.errorbar(value, where, xerr=errors, fmt=mark + "-", ms=2.6, lw=0.6, color=colour, elinewidth=0.7,
+                      capsize=0, label=TITLES[weighting])  # fmt: skip
+    axis.set(xlim=(0, None), xlabel="completeness, rungs added one by one", title="from published to fiducial")
