@@ -20,8 +20,8 @@ def plot_smooth(cells, calibration, threshold_name, simulated=True):
     -------
     matplotlib.figure.Figure
         Points: raw cells that are sufficient, with 95 % intervals. Lines and bands: the model averaged over the
-        injections of each cell, 68 and 95 %, in every cell with an injection. Right: observed against predicted fraction of held-out injections, 95 %
-        with hosts drawn with replacement.
+        injections of each cell, 68 and 95 %, in every cell with an injection. Right: observed against predicted
+        fraction of held-out injections, 95 % with hosts drawn with replacement.
     """
     own = cells[(cells["threshold_name"] == threshold_name) & cells["smooth"].notna()]
     known = own[own["sufficient"].astype(bool)] if own["sufficient"].any() else own
