@@ -1,4 +1,4 @@
-"""The command line: ``python -m lensaudit survey|run|promote|verify|paper|report|publish``. The Makefile calls it."""
+"""The command line: ``python -m lensaudit survey|run|query|promote|verify|paper|report|publish``; make calls it."""
 
 import argparse
 import sys
@@ -11,6 +11,7 @@ def parse_arguments(arguments=None):
     texts = {
         "survey": "make the simulated sky, or index the data root",
         "run": "execute one notebook",
+        "query": "ask a selection function for the probability of detection",
         "promote": "copy figures, macros and tables to figures/ and paper/generated/",
         "verify": "compare key numbers with stored reference values",
         "paper": "build paper/paper.pdf",
@@ -24,11 +25,26 @@ def parse_arguments(arguments=None):
             command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
         if name in ("run", "survey"):
             command.add_argument("--data-root", default="", help="folder of external data")
+        if name == "query":
+            add_query(command)
         if name == "report":
             command.add_argument("--since", type=float, default=0.0, help="start of this make, seconds since the epoch")
-        if name != "paper":
+        if name not in ("paper", "query"):
             command.add_argument("--profile", default="demo", help="shipped profile or path of a TOML file")
     return parser.parse_args(arguments)
+
+
+def add_query(command):
+    """Add the arguments of ``query``; numbers are read as text, so that a wrong one is named in one line."""
+    command.add_argument("folder", help="of a product, such as artifacts/demo/07_completeness/selection")
+    command.add_argument("--theta-E", required=True, nargs="+", dest="theta_E", help="Einstein radius, arcsec")
+    command.add_argument("--seeing", required=True, nargs="+", help="psfsize_r, arcsec")
+    command.add_argument("--depth", required=True, nargs="+", help="5-sigma point-source depth in r, AB mag")
+    command.add_argument("--threshold", help="operating point, such as fpr_1e-3; the product's default otherwise")
+    command.add_argument("--prior", help="name of a frozen prior or path of a TOML file; the map's own otherwise")
+    command.add_argument("--level", type=float, default=0.95, help="of the interval: 0.68 or 0.95")
+    command.add_argument("--csv", action="store_true", help="print comma-separated values, verdicts as comments")
+    command.add_argument("--override-no-go", action="store_true", help="read a product whose realism gate said NO-GO")
 
 
 def main(arguments=None):

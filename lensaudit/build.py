@@ -9,7 +9,10 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
+
+import numpy as np
 
 from lensaudit.artifacts import UserError, find_root, read_json, read_table, write_atomic
 from lensaudit.config import load_config
@@ -202,6 +205,35 @@ def describe_gates(folder):
     text = f"gates       realism {realism['outcome']}; {len(failed)} of {len(gates)} checks of the detector failed"
     text += f": {', '.join(failed)}" if failed else ""
     return f"\033[31m{text}\033[0m" if failed or realism["outcome"] == "NO-GO" else text
+
+
+def command_query(folder, theta_E, seeing, depth, threshold=None, prior=None, level=0.95, csv=False,
+                  override_no_go=False):  # fmt: skip
+    """Print the probability of detection at every combination of the values given, and what the product is worth."""
+    from lensaudit.selection import SelectionFunction
+
+    axes = {"--theta-E": theta_E, "--seeing": seeing, "--depth": depth}
+    points = np.meshgrid(*(_read_numbers(name, values) for name, values in axes.items()), indexing="ij")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the verdict is printed below
+        selection = SelectionFunction.load(folder, override_no_go=override_no_go)
+    found = selection.query(*(p.ravel() for p in points), threshold=threshold, prior=prior, level=level)
+    verdict = found.attrs["closure"] + ("" if found.attrs["validated"] else "; NOT VALIDATED, realism said NO-GO")
+    if csv:
+        print(f"# {verdict}\n{found.to_csv(index=False, float_format='%.6g')}", end="")
+        return
+    print(f"threshold {found.attrs['threshold']}, prior {found.attrs['prior']}, interval {level:.0%}\n"
+          f"{found.astype({'reason': str}).to_string(index=False, float_format='{:.4g}'.format)}")  # fmt: skip
+    print(f"\033[31m{verdict}\033[0m" if found.attrs["closes"] is not True else verdict)
+
+
+def _read_numbers(name, values):
+    for value in values:
+        try:
+            float(value)
+        except ValueError:
+            raise UserError(f"{name}: {value!r} is not a number") from None
+    return np.array(values, dtype=float)
 
 
 def _relative(path):

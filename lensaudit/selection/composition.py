@@ -37,20 +37,39 @@ class Selection:
     def draw(self, theta_E, seeing, depth, threshold=None, prior=None, n=N_DRAWS, seed=0):
         """Return draws of the probability at points, ndarray of shape (n, N); NaN outside the support."""
         values = broadcast_points(theta_E, seeing, depth)
-        places, reasons, parts = self._locate(values, threshold, prior)
-        unique, inverse = np.unique(places, axis=1, return_inverse=True)
-        inverse = inverse.reshape(-1)
-        drawn = np.ones((n, unique.shape[1]))
-        for part, numbers in zip(parts, unique, strict=True):
-            own, back = np.unique(numbers, return_inverse=True)
-            drawn *= part.draw(own, n, seed)[:, back.reshape(-1)]
-        return np.where((reasons == 0).all(axis=0), drawn[:, inverse], np.nan)
-
-    def _locate(self, values, threshold, prior):
-        """Return cell numbers and reasons of every part, each (parts, N), and the parts."""
         parts = self.parts(threshold, prior)
-        places, reasons = zip(*(part.locate(values) for part in parts), strict=True)
-        return np.stack(places), np.stack(reasons), parts
+        places, reason, _ = _locate(parts, values)
+        unique, inverse = _find_unique(parts, places)
+        return np.where(reason == 0, _multiply_draws(parts, unique, n, seed)[:, inverse], np.nan)
+
+
+def _locate(parts, values):
+    """Return cell numbers (parts, N), and reasons (N,) as index into a list of texts, those of the first part first."""
+    texts, reason, places = [""], np.zeros(len(values[AXES[0]]), dtype=np.int16), []
+    for part in parts:
+        number, own = part.locate(values)
+        new = [text for text in part.reasons if text not in texts]
+        texts += new
+        index = np.array([texts.index(text) for text in part.reasons], dtype=np.int16)
+        reason = np.where(reason > 0, reason, index[own])
+        places.append(number)
+    return np.stack(places), reason, texts
+
+
+def _find_unique(parts, places):
+    """Return the different combinations of cells (parts, M) and which of them each point is (N,)."""
+    shape = [len(part.table) for part in parts]
+    codes, inverse = np.unique(np.ravel_multi_index(tuple(places), shape), return_inverse=True)
+    return np.stack(np.unravel_index(codes, shape)), inverse.reshape(-1)
+
+
+def _multiply_draws(parts, unique, n=N_DRAWS, seed=0):
+    """Return draws of the product of the parts at combinations of their cells, ndarray of shape (n, M)."""
+    drawn = np.ones((n, unique.shape[1]))
+    for part, numbers in zip(parts, unique, strict=True):
+        own, back = np.unique(numbers, return_inverse=True)
+        drawn *= part.draw(own, n, seed)[:, back.reshape(-1)]
+    return drawn
 
 
 class Factor:
@@ -158,24 +177,20 @@ class ComposedSelection(Selection):
         """
         check_level(level)
         values = broadcast_points(theta_E, seeing, depth)
-        places, reasons, parts = self._locate(values, threshold, prior)
-        support = (reasons == 0).all(axis=0)
-        out = pd.DataFrame(values)
-        unique, inverse = np.unique(places[:, support], axis=1, return_inverse=True)
-        p, drawn = np.ones(unique.shape[1]), np.ones((N_DRAWS, unique.shape[1]))
+        parts = self.parts(threshold, prior)
+        places, reason, texts = _locate(parts, values)
+        support, out = reason == 0, pd.DataFrame(values)
+        unique, inverse = _find_unique(parts, places[:, support])
+        p, drawn = np.ones(unique.shape[1]), _multiply_draws(parts, unique)
         for part, numbers in zip(parts, unique, strict=True):
-            own, back = np.unique(numbers, return_inverse=True)
-            drawn *= part.draw(own)[:, back.reshape(-1)]
             p *= part.table["p"].to_numpy(dtype=float)[numbers]
         lower, upper = stats.summarise_draws(drawn, level) if len(p) else (p, p)
         with np.errstate(divide="ignore"):
             n_eff = np.maximum(p * (1 - p) / np.var(drawn, axis=0) - 1.0, 0.0)
         for name, column in (("p", p), ("lower", lower), ("upper", upper), ("n_eff", n_eff)):
-            out[name] = 0.0 if name == "n_eff" else np.nan
-            out.loc[support, name] = column[inverse.reshape(-1)]
-        texts = np.full(len(support), "", dtype=object)
-        for part, codes in zip(parts, reasons, strict=True):
-            texts = np.where(texts == "", np.asarray(part.reasons, dtype=object)[codes], texts)
-        out = out.assign(in_support=support, reason=pd.Categorical(texts))
+            own = np.full(len(out), 0.0 if name == "n_eff" else np.nan)
+            own[support] = column[inverse]
+            out[name] = own
+        out = out.assign(in_support=support, reason=pd.Categorical.from_codes(reason, categories=texts))
         out.attrs.update(self.describe(threshold, prior, level))
         return out

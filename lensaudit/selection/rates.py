@@ -98,15 +98,15 @@ def make_rate(selection, prior=None, n=200_000, seed=0, transmission=0.92):
 def _draw_candidates(prior, n, seed):
     """Draw parents with sources and shapes, columns as `forecast_arcs` takes them; hopeless ones are left out."""
     d = prior["deflector"]
-    u = rng.draw_uniforms(seed, "selection/rate", np.arange(n), 19)
+    u = rng.draw_uniforms(seed, "selection/rate", np.arange(n), 21)
     table = draw_parents(u[:, :4], prior)
-    table |= draw_sources(u[:, 4:13], table["z_source"], prior)
+    table |= draw_sources(u[:, 10:], table["z_source"], prior)
     low, high = prior["source"]["position"]
-    radius = table["theta_E"] * np.sqrt(low**2 + (high**2 - low**2) * u[:, 13])
-    angle, (a, b) = 2.0 * np.pi * u[:, 14], d["axis_ratio"]
-    shear, turn = d["shear"] * np.sqrt(-2.0 * np.log1p(-u[:, 17])), 2.0 * np.pi * u[:, 18]  # two normal components
-    table |= {"source_x": radius * np.cos(angle), "source_y": radius * np.sin(angle), "phi": np.pi * u[:, 15],
-              "q": draw_axis_ratio(u[:, 16], np.maximum(a - b * table["sigma_v"], 0.05)),
+    radius = table["theta_E"] * np.sqrt(low**2 + (high**2 - low**2) * u[:, 4])
+    angle, (a, b) = 2.0 * np.pi * u[:, 5], d["axis_ratio"]
+    shear, turn = d["shear"] * np.sqrt(-2.0 * np.log1p(-u[:, 6])), 2.0 * np.pi * u[:, 7]  # two normal components
+    table |= {"source_x": radius * np.cos(angle), "source_y": radius * np.sin(angle), "phi": np.pi * u[:, 8],
+              "q": draw_axis_ratio(u[:, 9], np.maximum(a - b * table["sigma_v"], 0.05)),
               "gamma1": shear * np.cos(turn), "gamma2": shear * np.sin(turn)}  # fmt: skip
     keep = table["z_source"] > table["z_lens"]
     return {k: v[keep] for k, v in table.items()}

@@ -1,43 +1,33 @@
-"""The product: values of its cells, no extrapolation, the gate that blocks it, and its files."""
+"""The product: values of its cells, no extrapolation, the gate that blocks it, the closure that warns, its files."""
 
+import json
 import time
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
+from astropy import units
+from astropy.io import fits
+from astropy.table import Table
 
-from lensaudit.artifacts import Stage, UserError
-from lensaudit.audit import completeness
-from lensaudit.config import load_config
-from lensaudit.selection import SelectionFunction, write_selection
+from lensaudit.__main__ import main
+from lensaudit.artifacts import UserError
+from lensaudit.selection import SelectionFunction
 
-GRID = {"theta_E": (1.0, 1.5), "seeing": (1.0, 1.2), "depth": (23.0, 24.0)}
-CUTS = {"fpr_1e-2": 0.0, "fpr_1e-3": 1.0}
-
-
-def make_product(root, outcome="GO"):
-    config = load_config("demo")
-    generator = np.random.default_rng(0)
-    n = 2400
-    table = pd.DataFrame({
-        "theta_E": np.where(np.arange(n) % 2, 1.0, 1.5), "psfsize_r": 1.0, "depth_r": generator.choice([23.0, 24.0], n),
-        "host_index": np.arange(n), "brickname": (np.arange(n) % 40).astype(str), "footprint_weight": 1.0,
-        "untied": False, "logit": generator.normal(size=n),
-    })  # fmt: skip
-    stage = Stage("07_completeness", config)
-    hosts = table.assign(deflector_weight=1.0)
-    cells = completeness.count_cells(table, GRID, CUTS, config, hosts)
-    write_selection(stage, cells, GRID, CUTS, {"outcome": outcome, "no_go": ["colour"]}, {"detector": "d"})
-    return stage, cells
+CLOSURE = {"closes": False, "verdict": "does not close", "recall": 0.53, "predicted": 0.226, "predicted_lower": 0.16,
+           "predicted_upper": 0.29, "n_lenses": 134, "n_unsupported": 5, "fpr": 0.01, "threshold": 0.0,
+           "fpr_1e-3": {"closes": True, "verdict": "closes", "recall": 0.3, "predicted": 0.31, "predicted_lower": 0.2,
+                        "predicted_upper": 0.4, "n_lenses": 134, "n_unsupported": 5, "fpr": 0.001}}  # fmt: skip
 
 
-def test_query_gives_the_cell_and_refuses_the_rest(scratch_root):
-    stage, cells = make_product(scratch_root)
-    product = SelectionFunction.load(stage.folder / "selection")
+def test_query_gives_the_cell_and_refuses_the_rest(make_product, product):
+    _, cells = make_product()
     out = product.query(theta_E=[1.0, 1.05, 1.0, 5.0, np.nan], seeing=[1.0, 1.0, 1.2, 1.0, 1.0], depth=23.0)
     own = cells[(cells["threshold_name"] == "fpr_1e-2") & (cells["theta_E"] == 1.0) & (cells["depth"] == 23.0)
                 & (cells["seeing"] == 1.0)].iloc[0]  # fmt: skip
     assert list(out["in_support"]) == [True, True, False, False, False]
+    assert list(out["reason"]) == ["", "", "no host", "theta_E outside 0.75 to 1.75", "not a number"]
     assert out["p"][0] == out["p"][1] == own["completeness"]
     assert out["lower"][0] == own["lower_95"] and out["upper"][0] == own["upper_95"]
     assert list(out["untied_fraction"][:3].fillna(-1.0)) == [0.0, 0.0, -1.0]
@@ -47,38 +37,118 @@ def test_query_gives_the_cell_and_refuses_the_rest(scratch_root):
     assert product.query(1.0, 1.0, 23.0, threshold="fpr_1e-3")["p"][0] < own["completeness"]
 
 
-def test_mistakes_are_named(scratch_root):
-    stage, _ = make_product(scratch_root)
-    product = SelectionFunction.load(stage.folder / "selection")
+def test_edges_belong_to_the_grid_and_nothing_beyond(product):
+    out = product.query([0.75, 1.75, 0.7499, 1.7501], 1.0, 23.0)
+    assert list(out["in_support"]) == [True, True, False, False]
+    assert list(product.query(1.0, [0.9, 0.8999], 23.0)["in_support"]) == [True, False]
+
+
+def test_mistakes_are_named(product):
     with pytest.raises(UserError, match="fpr_1e-9.*fpr_1e-2"):
         product.query(1.0, 1.0, 23.0, threshold="fpr_1e-9")
     with pytest.raises(UserError, match="broadcast"):
         product.query([1.0, 1.1], [1.0, 1.1, 1.2], 23.0)
     with pytest.raises(UserError, match="level"):
         product.query(1.0, 1.0, 23.0, level=0.5)
+    with pytest.raises(UserError, match="holds no injections.parquet"):
+        product.query(1.0, 1.0, 23.0, prior={"cosmology": {}, "deflector": {}, "source": {}})
 
 
-def test_no_go_blocks_unless_overridden(scratch_root):
-    stage, _ = make_product(scratch_root, "NO-GO")
+def test_no_go_blocks_unless_overridden(make_product):
+    stage, _ = make_product("NO-GO")
     with pytest.raises(UserError, match="NO-GO .colour."):
         SelectionFunction.load(stage.folder / "selection")
-    assert not SelectionFunction.load(stage.folder / "selection", override_no_go=True).description["validated"]
+    with pytest.warns(UserWarning, match="not tested"):
+        product = SelectionFunction.load(stage.folder / "selection", override_no_go=True)
+    assert not product.query(1.0, 1.0, 23.0).attrs["validated"]
+    assert "**Not validated.**" in (stage.folder / "selection" / "model_card.md").read_text()
 
 
-def test_a_changed_table_is_refused(scratch_root):
-    stage, _ = make_product(scratch_root)
+def test_a_closure_that_fails_is_loud(make_product):
+    stage, _ = make_product(closure=CLOSURE)
+    folder = stage.folder / "selection"
+    with pytest.warns(UserWarning, match="does NOT close: at fpr_1e-2 .* 0.226 .0.160, 0.290., 0.530 of 134"):
+        product = SelectionFunction.load(folder)
+    first, second = (product.query(1.0, 1.0, 23.0, threshold=name).attrs for name in ("fpr_1e-2", "fpr_1e-3"))
+    assert first["closes"] is False and second["closes"] is True and first["validated"]
+    block = json.loads((folder / "selection.json").read_text())["closure"]
+    assert block["operating_point"] == "fpr_1e-2" and block["interval"] == [0.16, 0.29] and block["n_lenses"] == 134
+    card = (folder / "model_card.md").read_text()
+    assert "**It does not close.**" in card and "not graded" in card and "measurement of real lenses" in card
+
+
+def test_only_a_closure_that_closes_is_silent(make_product):
+    stage, _ = make_product(closure=CLOSURE["fpr_1e-3"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert SelectionFunction.load(stage.folder / "selection").query(1.0, 1.0, 23.0).attrs["closes"] is True
+    stage, _ = make_product(closure=CLOSURE | {"verdict": "too few", "recall": None, "predicted": np.nan})
+    with pytest.warns(UserWarning, match="too few"):
+        assert SelectionFunction.load(stage.folder / "selection").query(1.0, 1.0, 23.0).attrs["closes"] is None
+
+
+def test_a_changed_table_is_refused(make_product):
+    stage, _ = make_product()
     path = stage.folder / "selection" / "cells.parquet"
     path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(UserError, match="cells.parquet"):
         SelectionFunction.load(stage.folder / "selection")
 
 
-def test_files_agree_and_a_million_queries_are_quick(scratch_root):
-    stage, cells = make_product(scratch_root)
-    plain = pd.read_csv(stage.folder / "selection" / "cells.csv")
+def test_csv_and_fits_hold_the_cells(make_product):
+    stage, cells = make_product()
+    folder = stage.folder / "selection"
+    plain, table = pd.read_csv(folder / "cells.csv"), Table.read(folder / "cells.fits", hdu=1)
     assert np.allclose(plain["C"], cells["completeness"], equal_nan=True, rtol=1e-5)
-    product = SelectionFunction.load(stage.folder / "selection")
+    for name, column in zip(("C_lo", "C", "C_hi", "n"), ("lower_68", "completeness", "upper_68", "n"), strict=True):
+        own = np.ma.filled(table[name].astype(float), np.nan)
+        assert np.array_equal(own, cells[column].astype(float), equal_nan=True)
+    assert [str(v).strip() for v in table["threshold_name"]] == list(cells["threshold_name"])
+    assert table["sufficient"].dtype == bool and list(table["sufficient"]) == list(cells["sufficient"])
+    assert table["theta_E"].unit == units.arcsec and table["depth"].unit == units.mag
+    header = fits.getheader(folder / "cells.fits", 1)
+    comments = {header[f"TTYPE{i}"]: header[f"TCOMM{i}"] for i in range(1, header["TFIELDS"] + 1)}
+    assert comments["C"].startswith("P(detected)") and len(comments) == len(table.colnames)
+    first = (folder / "cells.fits").read_bytes()
+    make_product()
+    assert (folder / "cells.fits").read_bytes() == first
+
+
+def test_no_threshold_at_all_still_writes(make_product):
+    stage, _ = make_product(cuts={})
+    with pytest.warns(UserWarning), pytest.raises(UserError, match="no threshold could be set"):
+        SelectionFunction.load(stage.folder / "selection").query(1.0, 1.0, 23.0)
+
+
+def test_a_million_queries_are_quick(product):
     theta = np.random.default_rng(0).uniform(0.5, 2.0, 1_000_000)
     start = time.process_time()
     product.query(theta, 1.0, 23.5)
     assert time.process_time() - start < 2.0
+
+
+def ask(folder, *more):
+    return main(["query", str(folder), "--theta-E", "1.0", "9", "--seeing", "1.0", "--depth", "23.0", *more])
+
+
+def test_command_line(make_product, capsys):
+    stage, cells = make_product(closure=CLOSURE)
+    folder = stage.folder / "selection"
+    assert ask(folder) == 0
+    text = capsys.readouterr().out
+    assert "does NOT close" in text and "theta_E outside 0.75 to 1.75" in text and "fpr_1e-2" in text
+    assert ask(folder, "--csv", "--threshold", "fpr_1e-3") == 0
+    lines = capsys.readouterr().out.splitlines()
+    own = cells[(cells["threshold_name"] == "fpr_1e-3") & cells["sufficient"]].iloc[0]
+    assert lines[0].startswith("# closure") and lines[1].startswith("theta_E,seeing,depth,p,lower,upper,n_eff")
+    assert float(lines[2].split(",")[3]) == pytest.approx(own["completeness"], rel=1e-5) and len(lines) == 4
+
+
+@pytest.mark.parametrize("more, text", [(("--threshold", "none"), "threshold 'none'"), (("--prior", "x"), "prior 'x'"),
+                                        (("--depth", "deep"), "--depth: 'deep' is not a number"),
+                                        (("--level", "0.5"), "level 0.5")])  # fmt: skip
+def test_command_line_names_a_mistake_in_one_line(make_product, capsys, more, text):
+    stage, _ = make_product()
+    assert ask(stage.folder / "selection", *more) == 2
+    error = capsys.readouterr().err
+    assert text in error and len(error.strip().splitlines()) == 1
