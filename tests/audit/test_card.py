@@ -48,10 +48,10 @@ def test_each_statistic_has_its_value_and_its_published_number(folder):
     def value(*key):
         return out.loc[[key], "value"].iloc[0]
 
-    assert value("flat average, 385 cells", "score_0.3") == pytest.approx((1 + 0.25) / 2)
-    assert value("survey-weighted average, whole grid", "score_0.3") == pytest.approx(0.1 + 0.9 * 0.25)
-    assert value("flat average, 385 cells", "fpr_1e-2") == 0  # no logit above 1
-    assert value("lensed r of 20 to 22", "score_0.3") == 1
+    assert value("completeness, flat average, 385 cells", "score_0.3") == pytest.approx((1 + 0.25) / 2)
+    assert value("completeness, survey average, whole grid", "score_0.3") == pytest.approx(0.1 + 0.9 * 0.25)
+    assert value("completeness, flat average, 385 cells", "fpr_1e-2") == 0  # no logit above 1
+    assert value("completeness, lensed r of 20 to 22", "score_0.3") == 1
     assert value("two-sample AUC, features of the network", "") == 0.78
     assert value("recall, Tier A", "score_0.3") == 0.8 and value("AUC", "") == 0.9
     half = np.sort(np.linspace(0.1, 0.5, 400)[np.r_[0:200, 200:400:4]])
@@ -63,7 +63,7 @@ def test_each_statistic_has_its_value_and_its_published_number(folder):
 
 def test_what_cannot_be_computed_stays_empty(folder):
     out = card.collect_card(folder, load_config("smoke"))
-    own = out[(out["point"] == "fpr_1e-3") & (out["statistic"] == "flat average, 385 cells")]
+    own = out[(out["point"] == "fpr_1e-3") & (out["statistic"] == "completeness, flat average, 385 cells")]
     assert own["value"].isna().all() and own["reference_value"].tolist() == [0.0289]
     assert len(out[out["reference"] != ""]) == len(card.PUBLISHED)
     (folder / "06_injection_realism/realism.parquet").unlink()
