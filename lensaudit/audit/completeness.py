@@ -2,7 +2,7 @@
 
 Seeing is psfsize_r as published, depth the 5-sigma point-source depth from psfdepth_r. Cell edges lie half a step
 outside the centres; hosts outside them are counted and left out, never moved into an edge cell. Nothing is smoothed or
-merged: cells that lack injections, effective size or bricks are marked.
+merged: cells that lack injections, effective size or bricks are marked (`merging` sets merged ones beside them).
 """
 
 import numpy as np

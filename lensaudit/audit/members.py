@@ -34,12 +34,12 @@ def measure_seeds(tables, thresholds, cells, grid):
         One row per threshold and cell: threshold_name, axes, n, ``completeness_`` + each detector, completeness (their
         mean), sigma_seed (their standard deviation), sigma_counting (what it would be were the detectors alike on
         average but not arc by arc), sigma_excess (sigma_seed with that taken off in quadrature, 0 where it is less),
-        n_detectors, dof, sufficient.
+        n_detectors, dof, sufficient; reason, that of the cell, or a threshold outside a detector's scores.
 
     Raises
     ------
     UserError
-        For fewer than two detectors, other injections, no threshold in common, or one outside the scores.
+        For fewer than two detectors, other injections, or no threshold in common.
 
     Notes
     -----
@@ -47,7 +47,7 @@ def measure_seeds(tables, thresholds, cells, grid):
     G/(G-1) sum over hosts of sum_m (sum_i d_im)^2 / (n^2 (M-1)): the two-way analysis of variance without repeats
     (detectors random), its interaction resampled by host. The same hosts in every cell make cells correlated.
     """
-    table, flags = _flag_injections(tables, thresholds)
+    table, flags, outside = _flag_injections(tables, thresholds)
     number, n_cells = assign_cells(table, grid), int(np.prod([len(grid[axis]) for axis in AXES]))
     use, parts = number >= 0, []
     cell, host = number[use], stats.encode_groups(table["host_index"])[use]
@@ -59,10 +59,12 @@ def measure_seeds(tables, thresholds, cells, grid):
         found = np.stack([np.bincount(cell, weights=row, minlength=n_cells) for row in flag[:, use]])
         mean = np.divide(found, n, out=np.full(found.shape, np.nan), where=n > 0)
         between, noise = _split_variance(flag[:, use], mean, cell, host, np.where(n > 0, 1.0 / np.maximum(n, 1), 0.0))
-        part = own[["threshold_name", *AXES, "n", "sufficient"]].assign(
+        reason = own["reason"].where((own["reason"] != "") | (outside[name] == ""), outside[name])
+        part = own[["threshold_name", *AXES, "n"]].assign(
             **{f"completeness_{detector}": row for detector, row in zip(tables, mean, strict=True)},
             completeness=mean.mean(axis=0), sigma_seed=np.sqrt(between), sigma_counting=np.sqrt(noise),
             sigma_excess=np.sqrt(np.maximum(between - noise, 0.0)), n_detectors=len(tables), dof=len(tables) - 1,
+            reason=reason, sufficient=reason == "",
         )  # fmt: skip
         parts.append(part)
     return pd.concat(parts, ignore_index=True)
@@ -77,27 +79,27 @@ def pool_seeds(seeds, level=0.68):
         Per threshold: n_cells; sigma_seed and sigma_excess, the root mean squares over cells (negative excess variances
         enter the mean as they are); sigma_average, the standard deviation between the detectors' flat averages; dof =
         detectors - 1, not more however many cells, as cells share their detectors; factor_lower and factor_upper, what
-        a sigma of so many degrees of freedom must be multiplied with for its interval; note, in words.
+        a sigma of so many degrees of freedom must be multiplied with for its interval; note, in words. Without a
+        sufficient cell the numbers are NaN.
     """
     rows = []
-    for name, own in seeds[seeds["sufficient"]].groupby("threshold_name", sort=False):
+    for name, part in seeds.groupby("threshold_name", sort=False):
+        own, dof = part[part["sufficient"]], int(part["dof"].iloc[0])
         each = own[[c for c in own if c.startswith("completeness_")]].mean()
-        excess = np.mean(own["sigma_seed"] ** 2 - own["sigma_counting"] ** 2)
-        dof = int(own["dof"].iloc[0])
+        excess = (own["sigma_seed"] ** 2 - own["sigma_counting"] ** 2).mean()
         lower, upper = np.sqrt(dof / sps.chi2.ppf([0.5 + 0.5 * level, 0.5 - 0.5 * level], dof))
         note = (f"{dof + 1} detectors, {dof} degree{'s' if dof > 1 else ''} of freedom: "
                 f"{100 * level:.0f} % interval {lower:.2g} to {upper:.2g} times sigma")  # fmt: skip
         rows.append({"threshold_name": name, "n_cells": len(own), "completeness": each.mean(),
-                     "sigma_seed": np.sqrt(np.mean(own["sigma_seed"] ** 2)), "sigma_excess": np.sqrt(max(excess, 0.0)),
+                     "sigma_seed": np.sqrt((own["sigma_seed"] ** 2).mean()),
+                     "sigma_excess": np.sqrt(np.maximum(excess, 0.0)),
                      "sigma_average": each.std(ddof=1), "dof": dof, "factor_lower": lower, "factor_upper": upper,
-                     "note": note})  # fmt: skip
-    if not rows:
-        raise UserError("no cell is sufficient; the scatter between detectors cannot be pooled")
+                     "note": note if len(own) else "no cell is sufficient"})  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def _flag_injections(tables, thresholds):
-    """Return one table and name -> flags (detectors, N), injections joined by their id."""
+    """Return one table, name -> flags (detectors, N) joined by the injections' id, and name -> why it tells nothing."""
     if len(tables) < 2:
         raise UserError(f"{len(tables)} detector(s) given; the scatter between detectors needs two or more")
     first, *others = (own.sort_values("injection_id", ignore_index=True) for own in tables.values())
@@ -107,14 +109,13 @@ def _flag_injections(tables, thresholds):
     common = [name for name in thresholds[next(iter(tables))] if all(name in thresholds[key] for key in tables)]
     if not common:
         raise UserError(f"no operating point is common to {', '.join(tables)}")
-    flags = {name: [] for name in common}
+    flags, outside = {name: [] for name in common}, dict.fromkeys(common, "")
     for detector, own in zip(tables, (first, *others), strict=True):
         checked = check_thresholds(own, {name: thresholds[detector][name] for name in common})
         for name, (threshold, reason) in checked.items():
-            if reason:
-                raise UserError(f"{detector}, {name}: {reason}")
+            outside[name] = outside[name] or (f"{detector}: {reason}" if reason else "")
             flags[name].append(own["logit"].to_numpy() > threshold)
-    return first, {name: np.array(rows, dtype=float) for name, rows in flags.items()}
+    return first, {name: np.array(rows, dtype=float) for name, rows in flags.items()}, outside
 
 
 def _split_variance(flag, mean, cell, host, weight):

@@ -72,9 +72,10 @@ def test_injections_are_joined_by_id_and_bad_input_is_refused():
     for given, limits, text in (
         ({"a": table}, cuts, "needs two"), ({"a": table, "b": other.iloc[1:]}, cuts, "b: scored other"),
         ({"a": table, "b": other}, cuts | {"b": {"u": 0.0}}, "no operating point"),
-        ({"a": table, "b": other}, cuts | {"b": {"t": 99.0}}, "b, t: threshold above every score"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=text):
             members.measure_seeds(given, limits, cells, GRID)
-    with pytest.raises(UserError, match="no cell is sufficient"):
-        members.pool_seeds(compare(tables).assign(sufficient=False))
+    seeds = members.measure_seeds({"a": table, "b": other}, cuts | {"b": {"t": 99.0}}, cells, GRID)
+    assert (seeds["reason"] == "b: threshold above every score").all() and not seeds["sufficient"].any()
+    row = members.pool_seeds(seeds).iloc[0]
+    assert row["note"] == "no cell is sufficient" and np.isnan(row["sigma_excess"]) and row["n_cells"] == 0
