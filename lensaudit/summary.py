@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from lensaudit.artifacts import UserError
-from lensaudit.audit.verdict import UNSPOILED
+from lensaudit.audit.verdict import DIAGNOSES, UNSPOILED
 from lensaudit.tables import HEADLINE, OBJECTIONS, SPLITS, STRICT, collect_tables, pick
 from lensaudit.wording import name_gate
 
@@ -178,7 +178,7 @@ def _collect_closure(closure):
         out[name] = {key: pick(entry, key, where) for key in keys}
         out[name]["max_abs_z"] = pick(entry, "tertiles.max_abs_z", where)
         out[name]["limit"] = pick(entry, "tertiles.limit", where)
-    for name in ("twins", "extended", "oracle", "grid"):
+    for name in ("twins", *DIAGNOSES, "grid"):
         row = pick(closure, name, where)
         out[name] = {key: row.get(key) for key in (*INTERVAL, "n_lenses", "n_eff", "verdict", "closes")}
     # Correct injections of the same number are what controls are judged against, not a control.
@@ -188,7 +188,8 @@ def _collect_closure(closure):
         "n_controls": len(controls), "n_caught": sum(r["caught"] for r in controls.values()), "n_must_fail": len(must),
         "n_must_fail_caught": sum(r["caught"] for r in must.values()),
         **{name: {"caught": row["caught"], "predicted": row["conditional"]["predicted"],
-                  "twins_predicted": row["twins"]["predicted"]} for name, row in controls.items()},
+                  "twins_predicted": row["twins"]["predicted"],
+                  "calibrated_predicted": row.get("calibrated", {}).get("predicted")} for name, row in controls.items()},
     }  # fmt: skip
     return out
 

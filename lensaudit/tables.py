@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lensaudit.artifacts import UserError
-from lensaudit.audit.closure import tabulate_closure
+from lensaudit.audit.verdict import tabulate_closure
 from lensaudit.wording import (
     CLOSURE_ROWS,
     POINTS,
@@ -184,7 +184,8 @@ def _table_gates(stage):
 
 def _read_closure(stage):
     closure = stage.read_json("07_completeness", "closure.json")
-    table = tabulate_closure(closure)
+    other = pick(closure, "companion", "closure.json")
+    table = pd.concat([tabulate_closure(closure), tabulate_closure(other, "companion")], ignore_index=True)
     table["point"] = table["fpr"].map({0.01: POINTS[HEADLINE], 0.001: POINTS[STRICT]})
     for name in ("recall", "predicted"):
         columns = [name, f"{name}_lower", f"{name}_upper"]
@@ -195,10 +196,11 @@ def _read_closure(stage):
 
 def _table_closure(stage):
     _, table = _read_closure(stage)
-    table = table[~table["row"].str.contains(" / ")]
+    aside = (table["detector"] == "companion") & table["row"].isin(("extended", "grid"))
+    table = table[~table["row"].str.contains(" / ") & ~aside]
     table = table.assign(row=table["row"].map(name_closure_row))
-    columns = {"point": ("operating point", "latex"), "row": ("injections", "latex"), "n_lenses": "$n$",
-               "recall_text": ("recall", "latex"), "predicted_text": ("predicted", "latex"),
+    columns = {"detector": "detector", "point": ("operating point", "latex"), "row": ("injections", "latex"),
+               "n_lenses": "$n$", "recall_text": ("recall", "latex"), "predicted_text": ("predicted", "latex"),
                "verdict": "verdict"}  # fmt: skip
     return {"table": table, "columns": columns, "wide": True,
             "caption": "Closure. Recall of $n$ held-out Tier-A lenses with its Jeffreys interval (shown, not used) and "
@@ -209,25 +211,23 @@ def _table_closure(stage):
 def _table_controls(stage, point="headline", name=HEADLINE):
     closure, table = _read_closure(stage)
     entry, table = closure if point == "headline" else pick(closure, point, "closure.json"), table.set_index("row")
-    own = table[table["operating_point"] == point]
+    own = table[(table["operating_point"] == point) & (table["detector"] == "audited")]
     rows = []
     order = list(CLOSURE_ROWS)  # the correct injections, against which controls are judged, come first
     for kind in sorted(entry["controls"], key=lambda k: (order.index(k) if k in order else len(order), k)):
         control = entry["controls"][kind]
         row = {"control": name_closure_row(kind), "must": "yes" if control["must_fail"] else "",
-               "caught": "yes" if control["caught"] else ""}  # fmt: skip
-        for part in ("conditional", "twins"):
-            values = own.loc[f"{kind} / {part}"]
-            row |= {part: values["predicted_text"], f"{part}_verdict": values["verdict"]}
-        rows.append(row)
-    columns = {"control": ("control", "latex"), "conditional": ("conditional row", "latex"),
-               "conditional_verdict": "verdict", "twins": ("twins", "latex"), "twins_verdict": "verdict",
-               "must": "must fail", "caught": "caught"}  # fmt: skip
+               "caught": ", ".join(control["caught_by"])}  # fmt: skip
+        parts = [part for part in ("conditional", "calibrated", "twins") if part in control]
+        rows.append(row | {part: own.loc[f"{kind} / {part}", "predicted_text"] for part in parts})
+    columns = {"control": ("control", "latex"), "conditional": ("conditional", "latex"),
+               "calibrated": ("selection inferred", "latex"), "twins": ("twins", "latex"), "must": "must fail",
+               "caught": "caught by"}  # fmt: skip
     frame = pd.DataFrame(rows, columns=list(columns))
     return {"table": frame, "columns": columns, "wide": True, "caption": "Negative controls at "
             f"{POINTS[name]}: recall predicted by injections with a planted mistake, beside that by as many correct "
-            "ones, with 95 per cent predictive intervals. A control that closes shows a limit of the "
-            "test."}  # fmt: skip
+            "ones, with 95 per cent predictive intervals. A row catches a control when it does not close where that of "
+            "the correct injections does not fail; a control that none catches shows a limit of the test."}  # fmt: skip
 
 
 def _table_controls_strict(stage):

@@ -248,7 +248,7 @@ def test_an_interval_of_no_width_is_left_out():
 
 def test_controls_stand_in_a_table_of_their_own(stage):
     tables = summary.collect_tables(stage, summary.collect_summary(stage))
-    assert len(tables["closure"]["table"]) == 10  # five kinds of row at two operating points
+    assert len(tables["closure"]["table"]) == 20  # six kinds of row, four of the companion, at two operating points
     for name in ("controls", "controls_strict"):
         controls = tables[name]["table"].set_index("control")
         order = ("unspoiled", "random_hosts", "faint", "gain_150")  # the correct injections first

@@ -21,6 +21,7 @@ import pandas as pd
 from lensaudit import rng as streams
 from lensaudit import stats
 from lensaudit.artifacts import UserError
+from lensaudit.audit.held_out import score_lenses
 from lensaudit.audit.recovery import (
     COVARIATES,
     EXTENDED,
@@ -33,79 +34,8 @@ from lensaudit.audit.recovery import (
     has_covariates,
     take_weights,
 )
-from lensaudit.audit.scores import join_scores
 from lensaudit.audit.unfolding import weigh_selection
-from lensaudit.audit.verdict import UNSPOILED, check_guard, compare_recall, judge_controls, make_empty_row
-
-DIAGNOSES = ("calibrated", "extended", "oracle")  # rows on other weights or covariates than the headline
-
-
-def score_lenses(measurements, scores, split="test"):
-    """Return the measured lenses of one split with their logit, in the order they stand.
-
-    Parameters
-    ----------
-    measurements : pandas.DataFrame
-        Of positives, with galaxy_id, cutout_path, split.
-    scores : pandas.DataFrame
-        Score table of that split; scores of other objects are not used.
-    split : str
-
-    Raises
-    ------
-    UserError
-        When a lens has no score or more than one, or is measured twice.
-    """
-    own = measurements[measurements["split"] == split]
-    joined = join_scores(own, scores[scores["galaxy_id"].isin(own["galaxy_id"])])
-    return own.drop(columns=["logit", "score"], errors="ignore").merge(
-        joined[["galaxy_id", "logit"]], on="galaxy_id", validate="one_to_one")  # fmt: skip
-
-
-def join_lenses(measurements, truth=None, tier="A", split="test"):
-    """Return the held-out lenses closure is taken on.
-
-    Parameters
-    ----------
-    measurements : pandas.DataFrame
-        Blind measurements of positives with split, tier, survey columns and logit.
-    truth : pandas.DataFrame, optional
-        Truth table of the simulated sky (galaxy_id, theta_E); wrong catalogue entries drop out by it. Without it the
-        table must hold theta_E or arc_radius, which then stands for it on both sides.
-    tier, split : str
-
-    Raises
-    ------
-    UserError
-        When no such lens is left or theta_E is not known.
-    """
-    lenses = measurements[(measurements["split"] == split) & (measurements["tier"] == tier)].copy()
-    if truth is not None:
-        known = truth.drop_duplicates("galaxy_id").set_index("galaxy_id")
-        lenses["theta_E"] = lenses["galaxy_id"].map(known["theta_E"])
-        lenses["arc_snr_true"] = lenses["galaxy_id"].map(known["snr_true"]) if "snr_true" in known else np.nan
-        lenses = lenses[lenses["theta_E"].notna()]
-    elif "theta_E" not in lenses:
-        raise UserError("held-out lenses have no theta_E; hand in a truth table or measure arc_radius on both sides")
-    lenses = lenses[lenses["logit"].notna()]
-    if lenses.empty:
-        raise UserError(f"no scored {split} lens of tier {tier} is left for closure; check samples.parquet and scores")
-    return lenses.reset_index(drop=True)
-
-
-def list_parameters(lenses, truth):
-    """Return the true parameters of held-out lenses as an ordinary table for `injection.priors.make_twins`.
-
-    Parameters
-    ----------
-    lenses : pandas.DataFrame
-        From `join_lenses`: galaxy_id and the survey columns twins are matched on.
-    truth : pandas.DataFrame
-        Truth table of the simulated sky.
-    """
-    truth = truth.drop_duplicates("galaxy_id")
-    kept = [c for c in lenses if c == "galaxy_id" or c not in truth]
-    return lenses[kept].merge(truth, on="galaxy_id", validate="one_to_one").reset_index(drop=True)
+from lensaudit.audit.verdict import DIAGNOSES, UNSPOILED, check_guard, compare_recall, judge_controls, make_empty_row
 
 
 def find_supported(lenses, injections, config):
@@ -391,47 +321,31 @@ def _read_fpr(name):
     return float(name.removeprefix("fpr_")) if name.startswith("fpr_") else None
 
 
-def tabulate_closure(closure):
-    """Return the closure as a tidy table: one row per operating point and kind of row, for figures and the paper.
+def take_companion(table):
+    """Return scored injections with the companion's logit in place of the audited detector's."""
+    return table.assign(logit=table["logit_companion"])
+
+
+def close_companion(lenses, scores, tables, thresholds, choices, config, detector, selections=None):
+    """Run closure for the companion detector: the same lenses and injections, its own scores and thresholds.
+
+    Parameters
+    ----------
+    lenses : pandas.DataFrame
+        From `join_lenses`.
+    scores : pandas.DataFrame
+        The companion's scores of the test split.
+    tables : (closure set, twins, grid)
+        With ``logit_companion``.
+    thresholds, choices, config, detector, selections
+        As `run_closure` takes them.
 
     Returns
     -------
-    pandas.DataFrame
-        operating_point, row (main, twins, grid, control name / conditional or twins), recall..., verdict; guard_ok of
-        the grid row.
+    dict
+        As `run_closure`, without controls.
     """
-    keys = ("recall", "recall_lower", "recall_upper", "predicted", "predicted_lower", "predicted_upper", "n_lenses",
-            "n_unsupported", "z", "half_width", "closes", "verdict")  # fmt: skip
-    points = {"headline": closure} | {k: v for k, v in closure.items() if k.startswith("fpr_")}
-    rows = []
-    for point, entry in points.items():
-        parts = {"main": entry} | {kind: entry[kind] for kind in (*DIAGNOSES, "twins", "grid")}
-        for kind, control in entry["controls"].items():
-            parts |= {f"{kind} / {label}": control[label]
-                      for label in ("conditional", "calibrated", "twins") if label in control}
-        for name, part in parts.items():
-            rows.append({"operating_point": point, "fpr": entry["fpr"], "row": name, "n_eff": part.get("n_eff"),
-                         "guard_ok": part.get("guard_ok")}
-                        | {key: part.get(key) for key in keys}
-                        | {"max_abs_z": part["tertiles"]["max_abs_z"], "limit": part["tertiles"]["limit"]})  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def tabulate_tertiles(closure):
-    """Return the headline's nine tertile bins as a table."""
-    return pd.DataFrame(closure["tertiles"]["bins"])
-
-
-def describe_closure(closure):
-    """Return the verdict as text for the terminal, red when it does not close or a control that must fail passed."""
-    if closure["threshold"] is None:
-        return f"closure at FPR {closure['fpr']:g}: too few negatives to set a threshold"
-    interval = f"[{closure['predicted_lower']:.3f}, {closure['predicted_upper']:.3f}]"
-    text = (f"closure at FPR {closure['fpr']:g}: recall {closure['recall']:.3f} of {closure['n_lenses']} lenses, "
-            f"predicted {closure['predicted']:.3f} {interval}, {closure['n_unsupported']} unsupported: "
-            f"{closure['verdict']}")  # fmt: skip
-    missed = [kind for kind, control in closure["controls"].items() if control["must_fail"] and not control["caught"]]
-    if missed and closure["verdict"] != "too few":
-        text += f"; control(s) {', '.join(missed)} should have failed and did not"
-    bad = closure["verdict"] == "does not close" or (missed and closure["verdict"] != "too few")
-    return f"\033[31m{text}\033[0m" if bad else text
+    own = score_lenses(lenses, scores)
+    swapped = [take_companion(table) for table in tables]
+    main = {kind: value for kind, value in (selections or {}).items() if kind == "main"}
+    return run_closure(own, *swapped, {}, thresholds, choices, config, detector, main)[0]

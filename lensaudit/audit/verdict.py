@@ -1,6 +1,7 @@
 """Recall against prediction: predictive interval, tertile test, and the verdict's rule (SPEC 8.7)."""
 
 import numpy as np
+import pandas as pd
 
 from lensaudit import rng as streams
 from lensaudit import stats
@@ -9,6 +10,7 @@ TERTILE_AXES = {"theta_E": "theta_E", "seeing": "psfsize_r", "depth": "depth_r"}
 N_PARAMETRIC = 2000
 VERDICTS = ("closes", "does not close", "inconclusive", "too few", "refused")  # refused: a guard of the grid row fails
 MUST_FAIL = ("random_hosts", "faint")
+DIAGNOSES = ("calibrated", "extended", "oracle")  # rows on other weights or covariates than the headline
 UNSPOILED = "unspoiled"  # the correct injections that controls are judged against
 # Guards of SPEC 8.3.
 GRID_MIN_N_EFF = 30.0
@@ -173,3 +175,49 @@ def judge_controls(controls):
                 caught.append(label)
         out[kind] = entry | {"caught": bool(caught), "caught_by": caught}
     return out
+
+
+def tabulate_closure(closure, detector="audited"):
+    """Return the closure as a tidy table: one row per operating point and kind of row, for figures and the paper.
+
+    Returns
+    -------
+    pandas.DataFrame
+        detector, operating_point, row (main, twins, grid, control name / conditional, calibrated or twins), recall...,
+        verdict; guard_ok of the grid row.
+    """
+    keys = ("recall", "recall_lower", "recall_upper", "predicted", "predicted_lower", "predicted_upper", "n_lenses",
+            "n_unsupported", "z", "half_width", "closes", "verdict")  # fmt: skip
+    points = {"headline": closure} | {k: v for k, v in closure.items() if k.startswith("fpr_")}
+    rows = []
+    for point, entry in points.items():
+        parts = {"main": entry} | {kind: entry[kind] for kind in (*DIAGNOSES, "twins", "grid")}
+        for kind, control in entry["controls"].items():
+            parts |= {f"{kind} / {label}": control[label]
+                      for label in ("conditional", "calibrated", "twins") if label in control}
+        for name, part in parts.items():
+            rows.append({"detector": detector, "operating_point": point, "fpr": entry["fpr"], "row": name,
+                         "n_eff": part.get("n_eff"), "guard_ok": part.get("guard_ok")}
+                        | {key: part.get(key) for key in keys}
+                        | {"max_abs_z": part["tertiles"]["max_abs_z"], "limit": part["tertiles"]["limit"]})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def tabulate_tertiles(closure):
+    """Return the headline's nine tertile bins as a table."""
+    return pd.DataFrame(closure["tertiles"]["bins"])
+
+
+def describe_closure(closure):
+    """Return the verdict as text for the terminal, red when it does not close or a control that must fail passed."""
+    if closure["threshold"] is None:
+        return f"closure at FPR {closure['fpr']:g}: too few negatives to set a threshold"
+    interval = f"[{closure['predicted_lower']:.3f}, {closure['predicted_upper']:.3f}]"
+    text = (f"closure at FPR {closure['fpr']:g}: recall {closure['recall']:.3f} of {closure['n_lenses']} lenses, "
+            f"predicted {closure['predicted']:.3f} {interval}, {closure['n_unsupported']} unsupported: "
+            f"{closure['verdict']}")  # fmt: skip
+    missed = [kind for kind, control in closure["controls"].items() if control["must_fail"] and not control["caught"]]
+    if missed and closure["verdict"] != "too few":
+        text += f"; control(s) {', '.join(missed)} should have failed and did not"
+    bad = closure["verdict"] == "does not close" or (missed and closure["verdict"] != "too few")
+    return f"\033[31m{text}\033[0m" if bad else text

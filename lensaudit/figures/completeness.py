@@ -150,9 +150,9 @@ def plot_closure(table, tertiles, simulated=True):
     Parameters
     ----------
     table : pandas.DataFrame
-        From `closure.tabulate_closure`.
+        From `verdict.tabulate_closure`.
     tertiles : pandas.DataFrame
-        From `closure.tabulate_tertiles`.
+        From `verdict.tabulate_tertiles`.
     simulated : bool
 
     Returns
@@ -162,7 +162,8 @@ def plot_closure(table, tertiles, simulated=True):
         grey where a guard refuses the row.
     """
     fig, (left, right) = new_figure("text", 3.6, 1, 2, gridspec_kw={"width_ratios": [1.6, 1]})
-    _draw_rows(left, table[table["operating_point"] == "headline"].reset_index(drop=True))
+    own = (table["operating_point"] == "headline") & (table["detector"] == "audited")
+    _draw_rows(left, table[own].reset_index(drop=True))
     colours = {"theta_E": "blue", "seeing": "orange", "depth": "green"}
     right.plot([0, 1], [0, 1], color="0.6", lw=0.8)
     for name, part in tertiles.groupby("axis") if len(tertiles) else ():
@@ -198,7 +199,7 @@ def _draw_rows(axis, rows):
         axis.errorbar([row["predicted"]], [place], xerr=errors, fmt="o", color=colour, ms=3.5, lw=1.2)
         axis.text(1.01, place, row["verdict"], va="center", fontsize=6, color=colour,
                   transform=axis.get_yaxis_transform())  # fmt: skip
-    axis.axhline(4.5, color="0.8", lw=0.6)
+    axis.axhline((~rows["row"].str.contains(" / ")).sum() - 0.5, color="0.8", lw=0.6)
     axis.set(yticks=range(len(rows)), yticklabels=names, ylim=(len(rows) - 0.5, -0.5))
     axis.set_xlabel(f"recall at {name_point('fpr_1e-2')}")  # only the headline is drawn
     axis.tick_params(axis="y", labelsize=6, length=0)

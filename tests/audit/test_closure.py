@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from lensaudit.artifacts import UserError
-from lensaudit.audit import closure, recovery, verdict
+from lensaudit.audit import closure, held_out, recovery, verdict
 from lensaudit.config import load_config
 
 CONFIG = load_config("smoke")
@@ -35,7 +35,7 @@ def draw_world(n, n_hosts, seed, shift=0.0, first=0):
 @pytest.fixture(scope="module")
 def world():
     lenses = draw_world(220, 220, 2, first=1).assign(split="test", tier="A")
-    return {"set": draw_world(4000, 900, 1), "lenses": closure.join_lenses(lenses)}
+    return {"set": draw_world(4000, 900, 1), "lenses": held_out.join_lenses(lenses)}
 
 
 @pytest.fixture(scope="module")
@@ -119,16 +119,16 @@ def test_run_has_every_key_and_survives_a_missing_threshold(world, choice):
             "n_unsupported", "fpr", "closes", "tertiles", "twins", "grid", "controls", "verdict", "detector"}
     assert keys <= set(out) and keys <= set(out["fpr_1e-3"]) and "n_eff" in out["grid"]
     assert out["fpr_1e-3"]["verdict"] == "too few" and out["fpr_1e-3"]["n_unsupported"] == len(lenses)
-    assert len(closure.tabulate_closure(out)) == 2 * 10 and len(rows) == 2 * len(lenses)
-    assert "recall" in closure.describe_closure(out)
+    assert len(verdict.tabulate_closure(out)) == 2 * 10 and len(rows) == 2 * len(lenses)
+    assert "recall" in verdict.describe_closure(out)
 
 
 def test_truth_brings_theta_and_drops_wrong_entries():
     lenses = draw_world(5, 5, 9).drop(columns="theta_E").assign(split="test", tier="A")
     truth = pd.DataFrame({"galaxy_id": lenses["galaxy_id"][:3], "theta_E": [1.0, 1.1, 1.2]})
-    assert list(closure.join_lenses(lenses, truth)["theta_E"]) == [1.0, 1.1, 1.2]
+    assert list(held_out.join_lenses(lenses, truth)["theta_E"]) == [1.0, 1.1, 1.2]
     with pytest.raises(UserError, match="theta_E"):
-        closure.join_lenses(lenses)
+        held_out.join_lenses(lenses)
 
 
 def test_tertiles_of_twins_are_unbiased_where_the_truth_closes():
@@ -180,8 +180,8 @@ def test_scores_join_by_key_or_not_at_all():
     lenses = draw_world(4, 4, 6).drop(columns="logit").assign(split=["test"] * 3 + ["val"], cutout_path="a#0")
     scores = pd.DataFrame({"galaxy_id": ["other", *lenses["galaxy_id"][2::-1]], "cutout_path": "a#0",
                            "logit": [9.0, 2.0, 1.0, 0.0]})  # fmt: skip
-    assert list(closure.score_lenses(lenses, scores)["logit"]) == [0.0, 1.0, 2.0]
+    assert list(held_out.score_lenses(lenses, scores)["logit"]) == [0.0, 1.0, 2.0]
     with pytest.raises(UserError, match="without a score"):
-        closure.score_lenses(lenses, scores.tail(2))
+        held_out.score_lenses(lenses, scores.tail(2))
     with pytest.raises(UserError, match="duplicate"):
-        closure.score_lenses(lenses, pd.concat([scores, scores.tail(1)]))
+        held_out.score_lenses(lenses, pd.concat([scores, scores.tail(1)]))
