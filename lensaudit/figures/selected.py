@@ -73,7 +73,9 @@ def plot_corrected(tables, simulated=True):
                           color=COLOURS["vermilion"], linewidth=0.9, label="found / C, 95 %")  # fmt: skip
         if classes:
             axis.set_xticks(x, table["name"])
-        axis.set(xlabel=label(name), ylim=(0, None), xlim=(edges[0], edges[-1]))
+        # A found lens where C is nearly zero leaves its bin without an upper bound: such bars run out of the frame.
+        highest = table.filter(["n_found", "n_true", "corrected"]).max(axis=None)
+        axis.set(xlabel=label(name), ylim=(0, 1.4 * max(highest, 1)), xlim=(edges[0], edges[-1]))
     axes[0, 0].set_ylabel("lenses")
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return mark_simulated(fig, simulated)
