@@ -24,12 +24,14 @@ def plot_smooth(cells, calibration, threshold_name, simulated=True):
         fraction of held-out injections, 95 % with hosts drawn with replacement.
     """
     own = cells[(cells["threshold_name"] == threshold_name) & cells["smooth"].notna()]
-    known = own[own["sufficient"].astype(bool)] if own["sufficient"].any() else own
+    raw = own[own["sufficient"].astype(bool)] if own["sufficient"].any() else own
+    radii = raw.groupby(["depth", "seeing"])["theta_E"].transform("size")
+    known = raw[radii >= 0.5 * radii.max()]  # a curve with a single raw point shows nothing
     fig, axes = new_figure("text", 2.3, 1, 4)
     top = min(1.0, 1.1 * known[["upper_95", "smooth_upper_95"]].max().max())
     for axis, depth in zip(axes, _spread(known["depth"]), strict=False):
         for place, seeing in enumerate(_spread(known.loc[known["depth"] == depth, "seeing"])):
-            chosen = [part[(part["depth"] == depth) & (part["seeing"] == seeing)] for part in (known, own)]
+            chosen = [part[(part["depth"] == depth) & (part["seeing"] == seeing)] for part in (raw, own)]
             _draw_curve(axis, *chosen, place, seeing)
         axis.set(ylim=(0, top), xlabel=label("theta_E"), title=rf"depth$_r$ = {depth:g}")
         axis.legend(fontsize=5.5, title=label("seeing"), title_fontsize=5.5)

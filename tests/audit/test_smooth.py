@@ -164,6 +164,9 @@ def test_nothing_recovered_is_no_error():
     table = make_table(60, 10, 9)
     model = smooth.fit_smooth(table, np.zeros(len(table), dtype=bool))
     assert model.predict(table).max() < 0.02
+    found = run_audit(table.assign(logit=-1.0))
+    assert found["scores"]["log_score"].max() < 0 and (found["calibration"]["observed_upper"] > 0).all()
+    assert len(plot_smooth(found["cells"], found["calibration"], "t").axes) == 4
 
 
 def test_bad_input_is_refused_by_name():
