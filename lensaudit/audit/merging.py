@@ -140,7 +140,7 @@ def _tabulate(own, group, describe, config):
     return out.assign(reason=reason, sufficient=reason == "", n_eff=out["n_eff"].astype(float).fillna(0.0))
 
 
-def compare_grids(cells, table, grids, thresholds, config):
+def compare_grids(cells, table, grids, thresholds, config, draws=None):
     """Compare averages of completeness over grids, such as the default one and the 385 cells of earlier work.
 
     Parameters
@@ -152,6 +152,8 @@ def compare_grids(cells, table, grids, thresholds, config):
     grids : dict of name -> (dict of axis name -> centres)
     thresholds : dict of name -> float
     config : lensaudit.config.Config
+    draws : optional
+        As for `completeness.average_cells`, with the columns it adds.
 
     Returns
     -------
@@ -166,6 +168,6 @@ def compare_grids(cells, table, grids, thresholds, config):
         counts = pd.DataFrame({"n_sufficient": own["sufficient"].sum(), "n_grid": own.size(),
                                "n_empty": own["n"].agg(lambda n: int((n == 0).sum()))})  # fmt: skip
         for weighting in ("flat", "footprint"):
-            part = average_cells(cells[grid], (), table, axes, thresholds, config, weighting)
+            part = average_cells(cells[grid], (), table, axes, thresholds, config, weighting, draws)
             parts.append(part.assign(grid=grid).join(counts, on="threshold_name"))
     return pd.concat(parts, ignore_index=True)

@@ -97,8 +97,9 @@ def test_grids_are_compared_on_their_own_sufficient_cells():
     hosts = table.drop_duplicates("host_index").assign(deflector_weight=1.0, deployment_weight=1.0)
     cells = {name: completeness.count_cells(table, grid, {"t": 0.0}, CONFIG, hosts)
              for name, grid in (("default", GRID), ("common", shallow))}  # fmt: skip
-    out = merging.compare_grids(cells, table, {"default": GRID, "common": shallow}, {"t": 0.0}, CONFIG)
+    draws = {"t": np.zeros(5)}
+    out = merging.compare_grids(cells, table, {"default": GRID, "common": shallow}, {"t": 0.0}, CONFIG, draws)
     flat = out[out["weighting"] == "flat"].set_index("grid")
     assert flat["completeness"].to_dict() == pytest.approx({"default": 1 / 3, "common": 0.0})
     assert flat["n_cells"].to_dict() == {"default": 12, "common": 8} == flat["n_grid"].to_dict()
-    assert (flat["n_empty"] == 0).all() and len(out) == 4
+    assert (flat["n_empty"] == 0).all() and len(out) == 4 and (flat["sigma_threshold"] < 1e-12).all()
