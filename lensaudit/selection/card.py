@@ -91,7 +91,8 @@ def _list_verdicts(d):
     realism, closure = d["realism"], d["closure"]
     validated = {"GO": "The injected arcs look like arcs of held-out lenses in every check of the realism gate.",
                  "NO-GO": f"**Not validated.** The realism gate failed: {', '.join(realism.get('no_go', []))}."}
-    text = f"**Not validated without doubt.** Checks that cannot tell: {', '.join(realism.get('inconclusive', []))}."
+    unclear = ", ".join(realism.get("inconclusive", []))
+    text = f"**Whether the injected arcs look real is open.** Checks that cannot tell: {unclear}."
     panel = realism.get("panel", "not graded")
     lines = [f"- {validated.get(realism['outcome'], text)}"]
     lines += [f"- The blinded panel of people: **{panel}**."]

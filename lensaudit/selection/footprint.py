@@ -112,7 +112,8 @@ def average_footprint(selection, footprint=None, threshold=None, prior=None, lev
     Notes
     -----
     Cells are drawn independently of each other; weights are taken as exact. A factor of a product is taken at the
-    centre of each cell.
+    centre of each cell. The draws of the mean are centred on p: the mean of a Jeffreys posterior lies nearer to 1/2
+    than k/n, by little in a cell and the same way in all, so that it would not average out.
     """
     conditions = find_conditions(selection, footprint)
     theta, weight = selection.product.axes["theta_E"], conditions["weight"].to_numpy()
@@ -124,7 +125,8 @@ def average_footprint(selection, footprint=None, threshold=None, prior=None, lev
     total = share.sum(axis=1)
     scale = np.where(total > 0, total, np.nan)
     p = (share * found["p"].fillna(0.0).to_numpy().reshape(share.shape)).sum(axis=1) / scale
-    lower, upper = stats.summarise_draws((np.nan_to_num(drawn) * share).sum(axis=2) / scale, level)
+    mean = (np.nan_to_num(drawn) * share).sum(axis=2) / scale
+    lower, upper = np.clip(stats.summarise_draws(mean - mean.mean(axis=0) + p, level), 0.0, 1.0)
     out = pd.DataFrame({"theta_E": theta, "p": p, "lower": lower, "upper": upper, "share_outside": 1.0 - total})
     out.attrs.update(selection.describe(threshold, prior, level))
     return out

@@ -44,7 +44,7 @@ def count_parents(prior):
     return float((deflectors * area).sum() * np.pi * (high**2 - low**2) * SQUARE_DEGREE)
 
 
-def make_rate(selection, prior=None, n=200_000, seed=0, transmission=0.92):
+def make_rate(selection, prior=None, n=50_000, seed=0, transmission=0.92):
     """Return how many lenses per deg^2 pass the product's cuts in each cell of its grid: a Collett-type rate.
 
     Parameters
@@ -86,9 +86,9 @@ def make_rate(selection, prior=None, n=200_000, seed=0, transmission=0.92):
             mu, snr = bound_arcs(table, seeing, signal)
             near = (mu > cuts["min_mu"]) & (snr > cuts["min_arc_snr_true"])
             own = {k: v[near] for k, v in table.items()}
-            arcs = forecast_arcs(own, np.full(near.sum(), seeing), signal[near])
-            good = (arcs["mu"] > cuts["min_mu"]) & (arcs["snr"] > cuts["min_arc_snr_true"]) & (arcs["multiplicity"] > 1)
-            count = np.histogram(own["theta_E"][good], edges)[0]
+            limits = (cuts["min_mu"], cuts["min_arc_snr_true"])
+            arcs = forecast_arcs(own, np.full(near.sum(), seeing), signal[near], *limits)
+            count = np.histogram(own["theta_E"][arcs["passed"] & (arcs["multiplicity"] > 1)], edges)[0]
             rows.append(pd.DataFrame({"theta_E": centres, "seeing": seeing, "depth": depth, "rate": count * per_parent,
                                       "sigma": np.sqrt(count) * per_parent}))  # fmt: skip
     rows = pd.concat(rows, ignore_index=True)
@@ -158,16 +158,17 @@ def count_lenses(selection, rate, footprint=None, threshold=None, prior=None, le
     drawn += np.nan_to_num(found["p"].to_numpy()) * cells["sigma"].to_numpy() * _draw_normals(len(cells), len(drawn))
     theta, inverse = np.unique(cells["theta_E"], return_inverse=True)
     member = (inverse[:, None] == np.arange(len(theta))).astype(float)
-    lower, upper = stats.summarise_draws(np.maximum(drawn @ member, 0.0), level)
     counts = np.nan_to_num(found["p"].to_numpy()) * number
+    drawn += counts - drawn.mean(axis=0)  # centred as in `average_footprint`
+    lower, upper = np.maximum(stats.summarise_draws(drawn @ member, level), 0.0)
     per_theta = number @ member
     out = pd.DataFrame({"theta_E": theta, "rate": per_theta, "counts": counts @ member, "lower": lower, "upper": upper,
                         "share_missing": missing @ member / np.where(per_theta > 0, per_theta, np.nan)})  # fmt: skip
     total = drawn.sum(axis=1)
-    low, high = stats.summarise_draws(total, level)
+    low, high = np.maximum(stats.summarise_draws(total, level), 0.0)
     precision = counts.sum() ** 2 / max(total.var(), 1e-300)
     out.attrs.update(selection.describe(threshold, prior, level) | {
-        "total": float(counts.sum()), "total_lower": float(max(low, 0.0)), "total_upper": float(high),
+        "total": float(counts.sum()), "total_lower": float(low), "total_upper": float(high),
         "share_missing": float(share), "max_observed": float(precision / GRID_MIN_PRECISION),
     })  # fmt: skip
     return out

@@ -10,7 +10,7 @@ from scipy import integrate, stats
 
 from lensaudit.artifacts import UserError
 from lensaudit.injection.population import load_prior, source_density, visible_fraction
-from lensaudit.selection import Factor, make_rate
+from lensaudit.selection import Factor, SelectionFunction, make_rate
 from lensaudit.selection.footprint import grid_conditions
 from lensaudit.selection.rates import count_parents
 
@@ -92,6 +92,27 @@ def test_average_is_the_weighted_mean_over_the_support(product):
         assert 0.5 * (row.upper - row.lower) == pytest.approx(half, rel=0.08)
     halved = (product * 0.5).average(footprint)
     assert halved["p"].to_numpy() == pytest.approx(out["p"].to_numpy() / 2)
+
+
+def test_means_of_many_small_cells_are_not_drawn_towards_a_half():
+    seeing = np.arange(50) * 0.01 + 1.0
+    cells = pd.DataFrame({"theta_E": np.repeat([1.0, 1.5], 100), "seeing": np.tile(np.repeat(seeing, 2), 2),
+                          "depth": np.tile([23.0, 24.0], 100)})  # fmt: skip
+    cells = cells.assign(threshold_name="t", n_eff=60.0, completeness=1 / 60, reason="", sufficient=True,
+                         untied_fraction=0.0, lower_95=0.0, upper_95=1.0)  # fmt: skip
+    axes = {"theta_E": [1.0, 1.5], "seeing": list(seeing), "depth": [23.0, 24.0]}
+    product = SelectionFunction(cells, {
+        "axes": axes, "thresholds": {"t": 0.0}, "default": "t", "version": "", "validated": True, "simulated": True,
+        "prior_name": "", "realism": {"outcome": "GO"}, "closure": {"closes": None, "verdict": "not tested"},
+    })  # fmt: skip
+    whole = pd.DataFrame({"seeing": np.repeat(seeing, 2), "depth": np.tile([23.0, 24.0], 50)})
+    half = 1.96 * np.sqrt(stats.beta(1.5, 59.5).var() / 100)
+    out = product.average(whole).iloc[0]
+    counts = product.expected_counts(pd.DataFrame({"theta_E": [1.0], "rate": [3.0]}), whole)
+    for scale, row, p in ((1.0, out, out["p"]), (3.0, counts.iloc[0], counts["counts"][0])):
+        assert p == pytest.approx(scale / 60)
+        assert row["lower"] == pytest.approx(p - scale * half, abs=0.15 * scale * half)
+        assert row["upper"] == pytest.approx(p + scale * half, abs=0.15 * scale * half)
 
 
 def test_randoms_in_the_surveys_columns(product):
