@@ -253,7 +253,7 @@ def test_controls_stand_in_a_table_of_their_own(stage):
         controls = tables[name]["table"].set_index("control")
         order = ("unspoiled", "random_hosts", "faint", "gain_150")  # the correct injections first
         assert list(controls.index) == [wording.CLOSURE_ROWS[key] for key in order]
-        assert controls.loc["random hosts", "must"] == "yes" and controls.loc["random hosts", "caught"] == "yes"
+        assert controls.loc["random hosts", "must"] == "yes" and controls.loc["random hosts", "caught"] == "twins"
         assert controls["must"].tolist() == ["", "yes", "yes", ""]
 
 
