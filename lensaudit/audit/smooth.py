@@ -17,7 +17,7 @@ from sklearn.preprocessing import SplineTransformer
 
 from lensaudit import stats
 from lensaudit.artifacts import UserError
-from lensaudit.audit.recovery import Scaler, fit_scaler, has_covariates
+from lensaudit.audit.recovery import Scaler, fit_scaler
 
 SMOOTH_AXES = ("theta_E", "psfsize_r", "depth_r")
 N_KNOTS = 8  # evenly spaced between the 0.5 and 99.5 per cent points of an axis; constant outside
@@ -87,10 +87,13 @@ def make_basis(table, axes=SMOOTH_AXES):
     Statistical Science 11, 89), so that every penalty is diagonal. A product is penalised by the sum of the penalties
     of its factors.
     """
-    bad = ~has_covariates(table, axes)
-    if bad.any():
-        raise UserError(f"{int(bad.sum())} row(s) have no finite {' or '.join(axes)}; leave them or the axis out")
     scaler = fit_scaler(table, axes)
+    finite = np.isfinite(table[list(axes)].to_numpy(dtype=float))
+    for name, known in zip(axes, finite.T, strict=True):
+        if not known.all():
+            first = table["injection_id"].iloc[known.argmin()] if "injection_id" in table else known.argmin()
+            raise UserError(f"column {name} is not finite in {int((~known).sum())} injection(s), the first {first}; "
+                            "leave them out, or this axis")  # fmt: skip
     x = scaler.transform(table)[:, :-1]
     low, high = np.percentile(x, [0.5, 99.5], axis=0)
     flat = [name for name, a, b in zip(axes, low, high, strict=True) if not b > a]

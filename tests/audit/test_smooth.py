@@ -176,7 +176,7 @@ def test_bad_input_is_refused_by_name():
         smooth.fit_smooth(table.assign(psfsize_r=1.2), flag)
     with pytest.raises(UserError, match="mag_source_r missing"):
         smooth.fit_smooth(table, flag, ("theta_E", "mag_source_r"))
-    with pytest.raises(UserError, match="1 row.* no finite"):
+    with pytest.raises(UserError, match="depth_r is not finite in 1 injection.*first 3"):
         smooth.fit_smooth(table.assign(depth_r=table["depth_r"].where(table.index != 3)), flag)
     with pytest.raises(UserError, match="host_index has fewer"):
         smooth.fit_smooth(table.assign(host_index=0), flag)
