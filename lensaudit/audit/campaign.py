@@ -363,16 +363,3 @@ def stack_controls(controls):
         for kind, frames in controls.items() if kind != "unspoiled"
         for part, frame in zip(("set", "twins"), frames, strict=True)
     ], ignore_index=True)  # fmt: skip
-
-
-def extract_features(table, hosts, boxes, detector, config, block=512):
-    """Return the network's penultimate features of injections, ndarray of shape (N, D)."""
-    index = pd.Series(np.arange(len(hosts)), hosts["host_index"]).loc[table["host_index"]].to_numpy()
-    parts = []
-    for start in range(0, len(table), block):
-        rows = index[start : start + block]
-        own = hosts.iloc[rows].reset_index(drop=True)
-        part = table.iloc[start : start + block].reset_index(drop=True)
-        images, _ = inject(part, own, boxes[rows], config, config.seed)
-        parts.append(detector.penultimate(images))
-    return np.concatenate(parts)

@@ -177,6 +177,11 @@ def check_probe(targets, injections, weights, config, sample, layers=None, extra
     distances : pandas.DataFrame
         `two_sample.compare_layers`.
     """
+    if injections.empty:
+        lost = dict.fromkeys(("auc", "lower", "upper", "null_auc", "null_lower", "null_upper", "p"), np.nan)
+        rows = _describe_probe(sample, "hand-made", lost, config.realism.c2st_limit)
+        power = pd.DataFrame(columns=["shift", "auc", "power", "features"])
+        return pd.DataFrame(rows, columns=CHECK_COLUMNS), power, compare_layers({}, {}, (), config, sample)
     generator = streams.make_stream(config.seed, "audit/realism/match", sample)
     size = min(len(injections), 3 * max(len(targets), 50))
     drawn = np.sort(generator.choice(len(injections), size=size, replace=True, p=weights / weights.sum()))

@@ -113,6 +113,15 @@ def test_probe_sees_a_planted_colour_and_nothing_in_a_match():
     assert wrong.loc["C2ST hand-made, permutation p", "value"] == pytest.approx(1 / 200)
 
 
+@pytest.mark.parametrize(("n_lenses", "n_injections"), [(0, 40), (5, 3), (5, 0), (0, 0)])
+def test_too_few_for_a_probe_are_inconclusive(n_lenses, n_injections):
+    lenses, injections = make_measurements(60, 8).head(n_lenses), make_measurements(60, 9).head(n_injections)
+    weights = np.full(n_injections, 1 / max(n_injections, 1))
+    checks, power, distances = realism.check_probe(lenses, injections, weights, CONFIG, "test")
+    assert checks["outcome"].iloc[0] == "inconclusive" and power.empty and distances.empty
+    assert set(checks["outcome"].iloc[1:]) == {"reported"}
+
+
 def test_the_probe_s_power_is_that_of_the_closed_form():
     """Normal features of unit variance shifted by d have AUC Phi(d / sqrt 2) for the best linear probe."""
     generator = np.random.default_rng(2)
