@@ -20,7 +20,7 @@ from scipy import stats as sps
 
 from lensaudit import survey
 from lensaudit.artifacts import Stage, find_root, hash_file, hash_object, write_atomic
-from lensaudit.audit import campaign, closure, completeness, ladder, scores, thresholds
+from lensaudit.audit import campaign, completeness, held_out, ladder, scores, thresholds
 from lensaudit.config import load_config
 from lensaudit.detectors import scoring
 from lensaudit.detectors.training import describe_key, select_rows, train_detector
@@ -40,7 +40,7 @@ def read_inputs(config):
     return {
         "manifest": manifest, "hash": hash_file(stage.input("03_cutouts", "training_manifest.parquet")), "store": store,
         "hosts": hosts, "boxes": campaign.load_boxes(hosts, store), "folder": stage.folder,
-        "lenses": closure.join_lenses(closure.score_lenses(measured, scored), truth),
+        "lenses": held_out.join_lenses(held_out.score_lenses(measured, scored), truth),
     }  # fmt: skip
 
 

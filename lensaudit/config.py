@@ -162,7 +162,8 @@ class ClosureConfig:
 class LadderConfig:
     """The ablation ladder from the prior work's injections to the fiducial ones."""
 
-    n_injections: int = 600  # per rung
+    n_injections: int = 300  # per rung, paired with both ends
+    ends_factor: int = 4  # times as many at either end
     n_bootstrap: int = 300
     min_n_eff: float = 20.0  # below, a weighted completeness is not reported
 

@@ -62,17 +62,20 @@ class Rung:
         Names of `PATH`.
     added : str
         Name of `ADDED`, or empty.
+    is_end : bool
+        Run on more injections, for its own completeness; of these the other sets' are the pairs.
     """
 
     name: str
     fiducial: frozenset = field(default_factory=frozenset)
     added: str = ""
+    is_end: bool = False
 
 
 def list_rungs():
     """Return every set the ladder needs: both ends, each rung first-in and last-out, and the cumulative steps."""
     whole, names = frozenset(PATH), list(PATH)
-    out = [Rung(ENDS[0]), Rung(ENDS[1], whole)]
+    out = [Rung(ENDS[0], is_end=True), Rung(ENDS[1], whole, is_end=True)]
     for name in names:
         out += [Rung(f"{name}/first", frozenset([name])), Rung(f"{name}/last", whole - {name})]
     out += [Rung(f"{name}/cumulative", frozenset(names[: k + 1])) for k, name in enumerate(names)]
@@ -139,16 +142,17 @@ def run_ladder(hosts, boxes, detector, config, folder, rungs=None, draw=draw_run
     -------
     pandas.DataFrame
         One row per set and injection: run, injection_id, host_index, brickname, theta_E, psfsize_r, depth_r,
-        arc_snr_true, mu, the weights of `plan_rungs`, logit.
+        arc_snr_true, mu, the weights of `plan_rungs`, logit. An end stands twice: the rows that are paired with the
+        other sets, and all of its own as ``<end>/whole``.
     """
-    priors, drawn, done, parts = tuple(load_prior(name) for name in ENDS), {}, {}, []
-    plan = plan_rungs(hosts, config.completeness, config.ladder.n_injections, config.seed, priors[1])
+    priors, drawn, done, parts, n = tuple(load_prior(name) for name in ENDS), {}, {}, [], config.ladder.n_injections
+    plan = plan_rungs(hosts, config.completeness, n * config.ladder.ends_factor, config.seed, priors[1])
     rungs = list_rungs() if rungs is None else list(rungs)
     for number, rung in enumerate(rungs):
-        key = rung.fiducial & set(DRAWN)
+        key = rung.fiducial & set(DRAWN), rung.is_end
         if key not in drawn:
-            drawn[key] = draw(plan, hosts, key, priors, config, config.seed)
-        if (rung.fiducial, rung.added) not in done:
+            drawn[key] = draw(plan if rung.is_end else plan.head(n), hosts, key[0], priors, config, config.seed)
+        if rung.is_end or (rung.fiducial, rung.added) not in done:
             table = add_structure(rung, drawn[key], config.seed)
             label = f"ladder {number + 1} of {len(rungs)}"
             block = -(-len(table) // 2) or 1  # two blocks, one for each core
@@ -156,7 +160,10 @@ def run_ladder(hosts, boxes, detector, config, folder, rungs=None, draw=draw_run
                                     measure=False, **choose_light(rung, table, hosts, priors[0]))  # fmt: skip
             kept = ["injection_id", "host_index", "brickname", "theta_E", "psfsize_r", "depth_r", "arc_snr_true", "mu",
                     "flat_weight", "population_weight", "logit"]  # fmt: skip
-            done[rung.fiducial, rung.added] = scored[kept]
+            paired = scored["injection_id"].isin(plan["injection_id"].head(n))
+            done[rung.fiducial, rung.added] = scored.loc[paired, kept]
+            if rung.is_end:
+                parts.append(scored[kept].assign(run=f"{rung.name}/whole"))
         parts.append(done[rung.fiducial, rung.added].assign(run=rung.name))
     return pd.concat(parts, ignore_index=True)
 
@@ -201,12 +208,12 @@ class Sets:
         missing = [name for name in ENDS if name not in self.runs]
         if missing:
             raise UserError(f"ladder: no injections of {', '.join(missing)}; run both ends")
-        self.config, self.lenses = config, lenses
-        self.weightings = {}
+        self.config, self.lenses, self.weightings = config, lenses, {}
+        self.whole = {end: f"{end}/whole" if f"{end}/whole" in self.runs else end for end in ENDS}
         for name, columns in WEIGHTINGS.items():
             known = set(columns) <= set(lenses) and (len(lenses) > 0 or not columns)
             if known and (not columns or lenses[list(columns)].notna().all(axis=None)):
-                self.weightings[name] = fit_scaler(self.runs[ENDS[1]], columns) if columns else None
+                self.weightings[name] = fit_scaler(self.runs[self.whole[ENDS[1]]], columns) if columns else None
         bricks = np.unique(scored["brickname"].astype(str))
         generator = streams.make_stream(config.seed, "audit/ladder/bootstrap")
         times = np.concatenate(list(stats.draw_multiplicities(bricks, config.ladder.n_bootstrap, generator)))
@@ -229,11 +236,18 @@ class Sets:
         return {"completeness": value, "lower": lower, "upper": upper, "n_eff": n_eff, "n": n}
 
     def subtract(self, first, second, prefix):
-        """Return the difference of two keys (run, weighting, point), first minus second, with its paired interval."""
+        """Return the difference of two keys (run, weighting, point), first minus second, with its paired interval.
+
+        Where no injection is found in one set only, no resample has a difference: the interval is then +-3 / n_eff (the
+        rule of three), unless the sets are the same altogether.
+        """
         if first not in self.results or second not in self.results:
             return {prefix: np.nan, f"{prefix}_lower": np.nan, f"{prefix}_upper": np.nan}
-        (a, draws_a, *_), (b, draws_b, *_) = self.results[first], self.results[second]
+        (a, draws_a, n_a, _), (b, draws_b, n_b, _) = self.results[first], self.results[second]
         lower, upper = stats.summarise_draws(draws_a - draws_b) if np.isfinite(a - b) else (np.nan, np.nan)
+        logits = [self.runs[key[0]]["logit"] for key in (first, second)]
+        if np.isfinite(a - b) and not (draws_a != draws_b).any() and not logits[0].equals(logits[1]):
+            lower, upper = a - b - 3.0 / min(n_a, n_b), a - b + 3.0 / min(n_a, n_b)
         return {prefix: a - b, f"{prefix}_lower": lower, f"{prefix}_upper": upper}
 
 
@@ -280,7 +294,8 @@ def tabulate_ladder(scored, lenses, thresholds, config, retrained=None):
 def _list_levels(sets, weighting, point):
     """Return the rows of both ends, the cumulative steps and the observed recall."""
     threshold = sets.thresholds[point]
-    rows = [{"kind": "end", "rung": end, "label": end} | sets.measure(end, weighting, point) for end in ENDS]
+    rows = [{"kind": "end", "rung": end, "label": end} | sets.measure(sets.whole[end], weighting, point)
+            for end in ENDS]  # fmt: skip
     for name in PATH:
         if f"{name}/cumulative" in sets.runs:
             rows.append({"kind": "cumulative", "rung": name, "label": PATH[name]}
@@ -324,7 +339,7 @@ def _list_analysis(sets):
     def compare(rung, label, old, new):
         row = {"kind": "analysis", "rung": rung, "label": label, "weighting": new[0], "threshold_name": new[1]}
         for end, prefix in zip(ENDS, ("first_in", "last_out"), strict=True):
-            row |= sets.subtract((end, *new), (end, *old), prefix)
+            row |= sets.subtract((sets.whole[end], *new), (sets.whole[end], *old), prefix)
         rows.append(row | {"status": _judge(row["first_in"], row["last_out"])})
 
     for weighting in [name for name in sets.weightings if name != "flat"]:

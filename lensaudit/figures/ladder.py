@@ -49,8 +49,12 @@ def plot_ladder(table, simulated=True, point=None, weightings=("flat", "lenses")
     _draw_levels(axes[-1], own, places)
     last = int(rows["kind"].eq("path").sum()) + 1
     for axis in axes:
-        axis.axhline(last + 0.5 if axis is axes[-1] else last - 0.5, color="0.5", lw=0.5)
+        axis.axhline(last - 0.5, color="0.5", lw=0.5)
         axis.tick_params(axis="y", length=0)
+    missing = table.loc[table["status"] == "not run", "label"]
+    if len(missing):
+        axes[-1].text(0.03, len(rows) + 0.4, "not run: " + ",\n".join(missing), fontsize=6, va="bottom",
+                      transform=axes[-1].get_yaxis_transform())  # fmt: skip
     names = {0: "published_2026", **dict(zip(places.values(), rows["label"], strict=True))}
     axes[0].set(yticks=list(names), yticklabels=[name.replace("theta_E", r"$\theta_{\rm E}$").replace(
         "sigma", r"$\sigma_v$") for name in names.values()], ylim=(len(rows) + 0.6, -0.6))  # fmt: skip
@@ -77,10 +81,13 @@ def _draw_levels(axis, own, places):
     for _, row in seen.iterrows():
         axis.axvspan(row["lower"], row["upper"], color=COLOURS["yellow"], alpha=0.35, lw=0)
         axis.axvline(row["completeness"], color=COLOURS["vermilion"], lw=0.9, label="recall of held-out lenses")
-    levels = own[own["kind"].isin(["end", "cumulative"]) & (own["rung"] != "collett")]
+    last = own.loc[own["kind"] == "path", "rung"].iloc[-1]  # its cumulative step is the other end
+    levels = own[(own["kind"] == "end") | (own["kind"] == "cumulative") & (own["rung"] != last)]
+    places = {**places, "published_2026": 0, "collett": places[last]}
+    levels = levels.sort_values("rung", key=lambda names: names.map(places), kind="stable")
     for k, (weighting, part) in enumerate(levels.groupby("weighting", sort=False)):
         value = part["completeness"].to_numpy(dtype=float)
-        where = part["rung"].map(lambda name: places.get(name, 0)) + 0.12 * (k - 1.5)
+        where = part["rung"].map(places) + 0.12 * (k - 1.5)
         errors = np.clip([value - part["lower"], part["upper"] - value], 0.0, None)
         mark, colour = MARKS[weighting]
         axis.errorbar(value, where, xerr=errors, fmt=mark + "-", ms=2.6, lw=0.6, color=colour, elinewidth=0.7,

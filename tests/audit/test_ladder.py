@@ -116,7 +116,7 @@ def test_cuts_hold_and_the_source_fits_the_deflector(hosts, plan):
 
 
 def test_weights_turn_the_plan_into_the_grid_and_into_the_population(hosts):
-    plan = rungs.plan_rungs(hosts, CONFIG.completeness, 1000, 1, PRIORS[1])
+    plan = rungs.plan_rungs(hosts, CONFIG.completeness, 500, 1, PRIORS[1])
     assert plan[["flat_weight", "population_weight"]].max(axis=None) <= 2
     anchor = hosts.iloc[plan["anchor"]]
     # Cells are 0.375 to 3.125 arcsec wide in all: mean 1.75, standard deviation 2.75 / sqrt(12).
@@ -244,6 +244,16 @@ def test_intervals_know_the_number_of_bricks_and_pairs():
     assert 0 < row["first_in_lower"] < 0.02 < row["first_in_upper"] < 0.04
 
 
+def test_a_rung_that_found_no_difference_does_not_claim_a_sharp_zero():
+    scored = make_scored(lambda fiducial, u: u - 0.5 + (1e-9 if "clumps" in fiducial else 0.0), n=300)
+    table = ladder.tabulate_ladder(scored, make_lenses(), {"a": 0.0}, CONFIG).query("weighting == 'flat'")
+    row = table[(table["rung"] == "clumps") & (table["kind"] == "path")].iloc[0]
+    # The largest chance that leaves no event in 300 at 95 per cent: 1 - 0.05^(1/300).
+    assert row["first_in"] == 0 and row["first_in_upper"] == pytest.approx(1 - 0.05 ** (1 / 300), rel=0.01)
+    same = table[(table["rung"] == "radius") & (table["kind"] == "path")].iloc[0]
+    assert same["first_in_lower"] == same["first_in_upper"] == 0
+
+
 def test_lens_weights_find_a_completeness_that_depends_on_the_radius():
     scored = make_scored(lambda fiducial, u: u, n=2000)
     scored["logit"] = np.where(scored["theta_E"] > 1.4, 1.0, -1.0)
@@ -274,17 +284,23 @@ def test_what_was_not_run_says_so_and_an_end_that_lacks_is_refused():
 
 
 def test_a_run_of_every_kind_of_set(hosts, tmp_path):
-    config = dataclasses.replace(CONFIG, ladder=LadderConfig(n_injections=6))
+    config = dataclasses.replace(CONFIG, ladder=LadderConfig(n_injections=6, ends_factor=2))
     boxes = np.random.default_rng(0).normal(size=(N_HOSTS, 3, 65, 65)).astype(np.float32)
     names = (*ladder.ENDS, *(f"{name}/last" for name in (*ladder.ADDED, "psf_shape", "psf_band", "arc_noise")))
     wanted = [rung for rung in ladder.list_rungs() if rung.name in names]
     scored = ladder.run_ladder(hosts, boxes, Detector(), config, tmp_path, wanted)
+    whole = scored[scored["run"].str.endswith("/whole")]
+    scored = scored.drop(whole.index)
     assert set(scored["run"]) == set(names)
+    for end in ladder.ENDS:  # the pairs are rows of the larger set
+        large = whole[whole["run"] == f"{end}/whole"].set_index("injection_id")
+        small = scored[scored["run"] == end].set_index("injection_id")
+        assert len(large) > len(small) > 0 and np.array_equal(large.loc[small.index, "logit"], small["logit"])
     logits = scored.pivot(index="injection_id", columns="run", values="logit")
     fiducial = logits.pop("collett").dropna()
     assert all((logits[name].loc[fiducial.index] != fiducial).any() for name in logits)
     again = ladder.run_ladder(hosts, boxes, Detector(), config, tmp_path, wanted[::-1])
-    both = (t.sort_values(["run", "injection_id"], ignore_index=True) for t in (scored, again))
+    both = (t.sort_values(["run", "injection_id"], ignore_index=True) for t in (pd.concat([scored, whole]), again))
     pd.testing.assert_frame_equal(*both)
 
 
