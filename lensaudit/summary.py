@@ -170,7 +170,7 @@ def _collect_gates(stage):
 
 
 def _collect_closure(closure):
-    """Sections closure, strict, twins, grid and controls from closure.json."""
+    """Sections closure, strict, twins, the other rows, the companion and controls from closure.json."""
     where = "closure.json of 07_completeness"
     out = {}
     for name, entry in (("closure", closure), ("strict", pick(closure, STRICT, where))):
@@ -181,6 +181,9 @@ def _collect_closure(closure):
     for name in ("twins", *DIAGNOSES, "grid"):
         row = pick(closure, name, where)
         out[name] = {key: row.get(key) for key in (*INTERVAL, "n_lenses", "n_eff", "verdict", "closes")}
+    other = pick(closure, "companion", where)
+    for name, row in (("companion", other), ("companion_calibrated", other["calibrated"])):
+        out[name] = {key: row.get(key) for key in (*INTERVAL, "n_lenses", "verdict", "closes")}
     # Correct injections of the same number are what controls are judged against, not a control.
     controls = {name: row for name, row in pick(closure, "controls", where).items() if name != UNSPOILED}
     must = {name: row for name, row in controls.items() if row["must_fail"]}

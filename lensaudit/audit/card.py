@@ -113,7 +113,8 @@ def _take_maps(folder, cuts, config):
 
 
 def _take_quantiles(folder, cuts, config):
-    out = measure_quantiles(read_table(folder / "closure_injections.parquet"), cuts, config, shares=(0.5,))
+    table = read_table(folder / "closure_injections.parquet").query("not tilted")
+    out = measure_quantiles(table, cuts, config, shares=(0.5,))
     units = {"theta_E": " [arcsec]", "source_R": " [arcsec]"}
     rows = []
     for r in out.itertuples():

@@ -123,7 +123,7 @@ def plot_gates(gates, simulated=True):
         From `two_gates.compare_gates`, rows of several axes and the populations "lenses" and "injections".
     simulated : bool
     """
-    axes_names = [name for name in ("theta_E", "psfsize_r", "depth_r") if name in set(gates["axis"])]
+    axes_names = [name for name in ("theta_E", "psfsize_r", "depth_r", "arc_snr_true") if name in set(gates["axis"])]
     fig, axes = new_figure("text", 2.5, 1, max(len(axes_names), 1), sharey=True)
     styles = (("p_d", "blue", "seen by gate D: P(D)"), ("p_m_d", "green", "found of these: P(M$|$D)"),
               ("p_m_nd", "vermilion", "found of the rest: P(M$|$not D)"))  # fmt: skip
