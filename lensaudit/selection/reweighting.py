@@ -71,7 +71,7 @@ def weigh_cells(injections, axes, threshold, prior, rho, min_bricks=3):
     -------
     pandas.DataFrame
         Row-major: p, lower and upper at 68 and 95 %, n_eff, kish (host-clustered), max_weight (share of the sum),
-        untied_fraction (0: injections without population weight are left out), sufficient, reason.
+        untied_fraction (by weight; injections without population weight are left out), sufficient, reason.
 
     Notes
     -----
@@ -84,8 +84,8 @@ def weigh_cells(injections, axes, threshold, prior, rho, min_bricks=3):
     own, number, weight = injections[use], number[use], weight[use]
     n_cells = int(np.prod([len(axes[axis]) for axis in AXES]))
 
-    def add_up(values, cell=number):
-        return np.bincount(cell, weights=values, minlength=n_cells)
+    def add_up(values):
+        return np.bincount(number, weights=values, minlength=n_cells)
 
     total, rows = add_up(weight), add_up(weight**2)
     found = add_up(weight * (own["logit"].to_numpy(dtype=float) > threshold))
@@ -96,7 +96,7 @@ def weigh_cells(injections, axes, threshold, prior, rho, min_bricks=3):
         out = pd.DataFrame({
             "p": found / total, "kish": np.nan_to_num(total**2 / hosts), "max_weight": np.nan_to_num(largest / total),
             "n_eff": np.nan_to_num(total**2 / (rows + rho[0] * (hosts - rows) + rho[1] * (bricks - hosts))),
-            "untied_fraction": np.where(total > 0, 0.0, np.nan),
+            "untied_fraction": add_up(weight * own["untied"].to_numpy(dtype=float)) / total,
         })  # fmt: skip
     k_eff = out["n_eff"] * out["p"].fillna(0.0)
     for level, name in ((0.68, "68"), (0.95, "95")):

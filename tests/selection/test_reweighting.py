@@ -117,7 +117,8 @@ def test_equal_weights_are_the_counts_of_the_cells():
     own, rest = look(table, rho=(0.4, 0.1))
     assert own["p"] == pytest.approx((table["logit"] > 0).mean()) and own["sufficient"]
     assert own["n_eff"] == pytest.approx(stats.effective_n(table["host_index"], table["brickname"], 0.4, 0.1))
-    assert own["kish"] == pytest.approx(200.0) and own["max_weight"] == pytest.approx(1 / 400)
+    assert own["untied_fraction"] == 1.0 and own["kish"] == pytest.approx(200.0)
+    assert own["max_weight"] == pytest.approx(1 / 400)
     assert not rest["sufficient"].any() and (rest["reason"] == "prior flat: no injection carries weight").all()
 
 
