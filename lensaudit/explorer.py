@@ -17,8 +17,8 @@ from lensaudit.selection import SelectionFunction
 
 BOUNDS = ("lower_68", "upper_68", "lower_95", "upper_95")
 COUNTS = {
-    "n": "Injected, n", "k": "Found", "n_hosts": "Different galaxies", "n_bricks": "Different survey bricks",
-    "n_eff": "Effective number, n_eff",
+    "n": "Injected, n", "k": "Found", "n_hosts": "Galaxies used", "n_bricks": "Survey bricks",
+    "n_eff": "Effective number",
 }  # fmt: skip
 PRIORS = {
     "collett": "Collett (2015)", "flat": "flat", "cosmos_like": "COSMOS-like sources",
@@ -30,6 +30,13 @@ REALISM = {
     "NO-GO": "the injected arcs do not look like arcs of held-out lenses. The map is not validated.",
 }  # fmt: skip
 MAX_BYTES = 1_000_000
+# 48 steps of the map cividis (Nunez, Anderton & Renslow 2018), the figures' own; in order for every eye.
+CIVIDIS = (
+    "#00224e #002656 #002a5f #002e6a #003170 #0f3570 #1a386f #243c6e #2b406d #33446d #39486c #3e4b6c #444f6c "
+    "#49536c #4f576c #545a6d #595e6e #5e626e #636670 #676a71 #6c6d72 #717274 #757575 #7a7a78 #7e7d78 #848279 "
+    "#898578 #8f8a78 #938e78 #989277 #9e9676 #a39a74 #a99f73 #aea371 #b5a86f #baac6d #c0b16a #c5b568 #cbb965 "
+    "#d1bf61 #d6c35d #ddc858 #e2cd54 #e9d34e #efd748 #f6dd3f #fce236 #fee838"
+).split()
 
 
 def publish_explorer(folder, path):
@@ -121,9 +128,6 @@ def write_explorer(path, tables, description):
 
 def collect_data(tables, description):
     """Return what the page shows as plain values; arguments as `write_explorer` takes them."""
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
-
     if not tables or not description["thresholds"]:
         raise UserError("explorer: the product holds no cells; no operating point could be set")
     first, *others = tables
@@ -144,7 +148,7 @@ def collect_data(tables, description):
         "limits": limits, "start": _find_start(packed[first][default], axes), "counts": counts, "count_names": COUNTS,
         "prior_names": {name: _name_prior(name) for name in tables},
         "priors": {name: _describe_prior(name, bare) for name in tables},
-        "colours": [to_hex(c) for c in colormaps["cividis"](np.linspace(0, 1, 64))],
+        "colours": CIVIDIS,
         "sky": "simulated sky" if description["simulated"] else "real images",
         "realism": _describe_realism(description),
         "closure": _describe_closure(description.get("closure"), points, default),
@@ -217,7 +221,7 @@ def _describe_closure(closure, points, default):
     rows = {default: closure} | {key: row for key, row in closure.get("points", {}).items() if key in points}
     out = {}
     for key, row in rows.items():
-        text = "There are no lenses to compare the injections with."
+        text = "The injections have not been compared with lenses."
         if row.get("recall") is not None and row.get("predicted") is not None:
             lower, upper = row["interval"]
             text = (f"At {name_threshold(row.get('operating_point') or key)} the finder finds {row['recall']:.3f} of "

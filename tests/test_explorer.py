@@ -15,6 +15,7 @@ import pytest
 
 from lensaudit import explorer
 from lensaudit.artifacts import UserError
+from lensaudit.figures.style import SEQUENTIAL
 
 AXES = {"theta_E": [0.5, 0.75, 1.0, 1.25, 1.5], "seeing": [0.9, 1.05, 1.2], "depth": [23.5, 24.0, 24.5, 25.0]}
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -168,10 +169,10 @@ def test_numbers_are_those_of_the_table(browser, server, tables):
             browser.go(address(server[0], row, prior))
             shown = browser.texts()
             assert shown["value"] == f"{row.completeness:.3f}"
-            parts = [f"{row.lower_68:.3f} to {row.upper_68:.3f}", f"{row.lower_95:.3f} to {row.upper_95:.3f}",
-                     f"n_eff{row.n_eff:.1f}"]  # fmt: skip
+            parts = [f"{row.lower_68:.3f}–{row.upper_68:.3f}", f"{row.lower_95:.3f}–{row.upper_95:.3f}",
+                     f"Effective number{row.n_eff:.1f}"]  # fmt: skip
             if prior == "collett":
-                parts += [f"n{row.n}", f"Found{row.k}", f"galaxies{row.n_hosts}", f"bricks{row.n_bricks}"]
+                parts += [f"n{row.n}", f"Found{row.k}", f"Galaxies used{row.n_hosts}", f"bricks{row.n_bricks}"]
             assert all(part in shown["counts"] for part in parts), shown["counts"]
             assert prior == "collett" or "Found" not in shown["counts"]
 
@@ -291,6 +292,14 @@ def test_priors_come_from_the_products_own_queries(tables):
     data = explorer.collect_data(found, DESCRIPTION)
     assert list(data["tables"]) == ["collett", "flat"] and "under: faint arcs" in data["priors"]["flat"]
     assert data["tables"]["flat"]["score_0.3"]["p"][7] == 0.07 and data["tables"]["flat"]["score_0.3"]["n"][7] is None
+
+
+def test_colours_are_those_of_the_figures(tables):
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    own = explorer.collect_data(tables, DESCRIPTION)["colours"]
+    assert own == [to_hex(c) for c in colormaps[SEQUENTIAL](np.linspace(0, 1, len(own)))]
 
 
 def test_page_is_one_small_file(tables, tmp_path):
