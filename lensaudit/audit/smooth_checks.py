@@ -327,3 +327,9 @@ def audit_smooth(table, cells, grid, thresholds, config, axes=SMOOTH_AXES):
         for key, part in zip(parts, found, strict=True):
             parts[key].append(part.assign(threshold_name=name))
     return {key: pd.concat(value, ignore_index=True) for key, value in parts.items()}
+
+
+def write_audit(stage, audit):
+    """Write the tables of `audit_smooth` as ``smooth_<name>.parquet``."""
+    for name, table in audit.items():
+        stage.write_table(f"smooth_{name}.parquet", table)
