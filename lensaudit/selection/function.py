@@ -64,7 +64,8 @@ class SelectionFunction(Selection):
         own = cls(None, description, folder)
         own.cells = own._read("cells.parquet")
         if description["closure"]["closes"] is not True:
-            warnings.warn(describe_closure(description["closure"]), stacklevel=2)
+            # Under the product's name: a notebook shows it alike wherever it ran, and every time.
+            warnings.warn_explicit(describe_closure(description["closure"]), UserWarning, "selection.json", 1)
         return own
 
     def _read(self, name):
