@@ -36,7 +36,9 @@ def folder(tmp_path):
     cells["sufficient"] = (cells["seeing"] == 1.05) & (cells["depth"] == 24.0)
     cells["footprint_weight"] = np.where(cells["theta_E"] == 1.5, 0.9, 0.1)
     cells = pd.concat([cells.assign(threshold_name=name) for name in CUTS], ignore_index=True)
-    tables = {"grid_injections": table, "closure_injections": table, "cells": cells, "cells_385": cells}
+    # Rows of the closure set that are not drawn as the prior has them are no part of a distribution.
+    drawn = pd.concat([table.assign(tilted=False), table.assign(tilted=True, source_R=9.0)], ignore_index=True)
+    tables = {"grid_injections": table, "closure_injections": drawn, "cells": cells, "cells_385": cells}
     for name, own in tables.items():
         write_table(tmp_path / f"07_completeness/{name}.parquet", own)
     return tmp_path
