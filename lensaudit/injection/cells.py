@@ -31,7 +31,8 @@ def plan_grid(hosts, grid, seed, prior, max_per_host, missing=None, used=None, a
     Returns
     -------
     pandas.DataFrame
-        injection_id, cell, theta_E, row (in the host table), untied, log_q (log density in theta_E, inside the bin).
+        injection_id, cell, theta_E, row (in the host table), untied, log_q (log density in theta_E, inside the bin),
+        expected (rows that this host may expect in the cell; NaN for untied ones and in later attempts).
     """
     prior = load_prior(prior)
     seeing, depth = assign_bins(hosts["psfsize_r"], grid.seeing), assign_bins(hosts["depth_r"], grid.depth)
@@ -53,11 +54,12 @@ def plan_grid(hosts, grid, seed, prior, max_per_host, missing=None, used=None, a
             stream = rng.make_stream(seed, f"injection/plan/{attempt}", cell)
             strata = (np.arange(n) + stream.random(n)) / n
             theta = step[i_theta] + (step[i_theta + 1] - step[i_theta]) * stream.permutation(strata)
-            chosen, untied = _choose_hosts(hosts.iloc[free], grid.theta_E[i_theta], n, max_per_host, stream, prior,
-                                           tied)  # fmt: skip
+            chosen, untied, expected = _choose_hosts(hosts.iloc[free], grid.theta_E[i_theta], n, max_per_host, stream,
+                                                     prior, tied)  # fmt: skip
+            expected = np.where((untied & tied) | (attempt > 0), np.nan, expected[chosen])
             width = step[i_theta + 1] - step[i_theta]
             parts.append(pd.DataFrame({"injection_id": ids, "cell": cell, "theta_E": theta, "row": free[chosen],
-                                       "untied": untied, "log_q": -np.log(width)}))  # fmt: skip
+                                       "untied": untied, "log_q": -np.log(width), "expected": expected}))  # fmt: skip
     if not parts:
         return pd.DataFrame({"injection_id": np.zeros(0, int), "cell": 0, "theta_E": 0.0, "row": 0, "untied": False})
     return pd.concat(parts, ignore_index=True)
@@ -145,11 +147,13 @@ def tabulate_sources(theta_E, z_lens, log_sigma, prior):
 
 
 def _choose_hosts(rows, theta_E, n, max_per_host, stream, prior, tied):
-    """Choose `n` hosts of one column for one theta_E; returns positions and which are untied."""
+    """Choose `n` hosts of one column for one theta_E; returns positions, which are untied, and each host's expected
+    number of rows that are not (all, for a prior that ties none)."""
     base = rows["deflector_weight" if tied else "deployment_weight"].to_numpy()
     if not tied:
         counts = _share(base, n, max_per_host, stream.random())
-        return stream.permutation(np.repeat(np.arange(len(rows)), counts)), np.ones(n, dtype=bool)
+        chosen = stream.permutation(np.repeat(np.arange(len(rows)), counts))
+        return chosen, np.ones(n, dtype=bool), _expect(base, n, max_per_host)
     theta = np.full(len(rows), theta_E)
     log_kernel, _, density = source_kernel(theta, rows["z_phot"], np.log10(rows["sigma_v"]), prior)
     plausible = log_kernel.max(axis=1) > -4.5
@@ -159,23 +163,25 @@ def _choose_hosts(rows, theta_E, n, max_per_host, stream, prior, tied):
     order = np.argsort(np.where(plausible, np.inf, -log_kernel.max(axis=1)), kind="stable")
     others = order[: min(int((~plausible).sum()), -(-(n - n_tied) // max_per_host))]
     counts = _share(weight, n_tied, max_per_host, stream.random()) if n_tied else np.zeros(len(rows), dtype=int)
+    expected = _expect(weight, n_tied, max_per_host) if n_tied else np.zeros(len(rows))
     n_untied = min(n - n_tied, max_per_host * len(others))
     spare = np.zeros(len(rows), dtype=int)
     if n_untied:
         spare[others] = _share(np.ones(len(others)), n_untied, max_per_host, stream.random())
     left = n - n_tied - n_untied
     if left > 0:  # hosts do not allow the limit
-        more = _share(np.where(plausible, np.maximum(weight, 1e-12), 0.0) if n_tied else np.ones(len(rows)), left, left,
-                      stream.random())  # fmt: skip
+        wanted = np.where(plausible, np.maximum(weight, 1e-12), 0.0) if n_tied else np.ones(len(rows))
+        more = _share(wanted, left, left, stream.random())
+        expected = expected + _expect(wanted, left, left) if n_tied else expected
         counts, spare = (counts + more, spare) if n_tied else (counts, spare + more)
     chosen = np.concatenate([np.repeat(np.arange(len(rows)), counts), np.repeat(np.arange(len(rows)), spare)])
     untied = np.arange(n) >= counts.sum()
     shuffle = stream.permutation(n)
-    return chosen[shuffle], untied[shuffle]
+    return chosen[shuffle], untied[shuffle], expected
 
 
-def _share(weight, n, limit, u):
-    """Return how often each item is taken: expectations in proportion to weight, none above the limit, `n` in all."""
+def _expect(weight, n, limit):
+    """Return how often each item is expected: in proportion to weight, none above the limit, `n` in all."""
     weight = np.asarray(weight, dtype=np.float64)
     limit = max(limit, -(-n // max(int((weight > 0).sum()), 1)))
     expected = np.zeros(len(weight))
@@ -190,5 +196,10 @@ def _share(weight, n, limit, u):
         free &= ~over
         if not free.any():
             break
-    edges = np.round(np.cumsum(expected), 9)
+    return expected
+
+
+def _share(weight, n, limit, u):
+    """Return how often each item is taken, as `_expect` says on average."""
+    edges = np.round(np.cumsum(_expect(weight, n, limit)), 9)
     return np.diff(np.searchsorted(u + np.arange(n), edges * (1 + 1e-12), side="left"), prepend=0)

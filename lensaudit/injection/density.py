@@ -6,7 +6,7 @@ its redshift; `measure_density` is the same of any table under any prior. Weight
 Not covered, because all priors draw them alike given the host: the host itself, z_lens, the mass's axis ratio, angle
 and shear, the source's angle, the places of clumps and the PSF's beta. Cuts only take rows away: they change a density
 by a constant, which weights that are normalised to their sum do not know. In the grid the density is that inside the
-row's cell.
+row's cell, before the cuts; `acceptance` says what the cuts and the plan's choice of hosts make of it.
 """
 
 import numpy as np
@@ -92,13 +92,25 @@ def weigh_prior(table, prior):
     Raises
     ------
     UserError
-        For rows of the completeness grid: theta_E and host are given there and the first proposal that passes is
-        taken, so that their density has the unknown chance to pass in it.
+        For rows of the completeness grid without log_acceptance, or beside others.
+
+    Notes
+    -----
+    Rows of the grid become draws of the prior conditional on its passing the same cuts, inside the cells, whose sums of
+    weights are as their shares of a direct run. Untied ones have no density under a prior with velocity dispersions.
     """
-    if "cell" in table and (table["cell"] >= 0).any():
-        row = table["injection_id"][table["cell"] >= 0].iloc[0] if "injection_id" in table else "of the grid"
-        raise UserError(f"injection {row}: drawn for a cell of the grid, without a known density; use the closure set")
+    of_grid = "cell" in table and (table["cell"] >= 0).any()
+    if of_grid:
+        bad = (table["cell"] < 0) | ("log_acceptance" not in table)
+        if bad.any():
+            row = table.loc[bad, "injection_id"].iloc[0] if "injection_id" in table else int(np.argmax(bad))
+            raise UserError(f"injection {row}: rows of the grid are weighed with the log_acceptance that draw_grid "
+                            "gives them, and apart from other sets")  # fmt: skip
     log = measure_density(table, prior) - np.asarray(table["log_q"], dtype=np.float64)
+    if of_grid:
+        log = log + np.asarray(table["log_acceptance"], dtype=np.float64)
+        if prior["deflector"]["kind"] == "vdf" and "untied" in table:
+            log = np.where(table["untied"], -np.inf, log)
     log = np.where(np.isfinite(log), log, -np.inf)
     if not len(log) or not np.isfinite(log.max()):
         return np.zeros(len(log)), 0.0

@@ -34,8 +34,8 @@ def forecast_arcs(table, psfsize, point_snr, min_mu=0.0, min_snr=0.0, slack=1.0)
         psfsize [arcsec] of the band; S/N of the unlensed source if it were a point.
     min_mu, min_snr : float
         Rows that are certain to fall below either are not finished; their last numbers are those of the first look.
-    slack : float
-        Certain means below the limit by this factor; the first look, with a quarter of the rays, allows `CLOSE` more.
+    slack : float or ndarray of shape (N,)
+        Certain means below the limit by this factor; the first look, with a fifth of the rays, allows `CLOSE` more.
 
     Returns
     -------
@@ -57,7 +57,8 @@ def forecast_arcs(table, psfsize, point_snr, min_mu=0.0, min_snr=0.0, slack=1.0)
     seeing = np.asarray(psfsize, dtype=np.float64) / photometry.FWHM_OF_SIGMA
     count, numbers = np.zeros(len(packed), dtype=np.int64), np.zeros((len(packed), 3))
     passed = np.zeros(len(packed), dtype=np.bool_)
-    _forecast_rows(packed, seeing, np.asarray(point_snr, dtype=np.float64), min_mu / slack, min_snr / slack,
+    scale = 1.0 / np.broadcast_to(np.asarray(slack, dtype=np.float64), len(packed))
+    _forecast_rows(packed, seeing, np.asarray(point_snr, dtype=np.float64), min_mu * scale, min_snr * scale,
                    count, numbers, passed)  # fmt: skip
     return {"multiplicity": count, "mu": numbers[:, 0], "snr": numbers[:, 1], "area": numbers[:, 2], "passed": passed}
 
@@ -122,12 +123,12 @@ def _forecast_rows(packed, seeing, point_snr, min_mu, min_snr, count, numbers, p
             images, mu = _trace_rays(packed[i], cosines, sines, step, light, radius, spread)
             count[i], numbers[i, 0], numbers[i, 1] = images, mu, 0.0
             # The light of all rays on one point is the most that S/N could be.
-            passed[i] = mu * close > min_mu and mu * point_snr[i] * close > min_snr
+            passed[i] = mu * close > min_mu[i] and mu * point_snr[i] * close > min_snr[i]
             if not passed[i]:
                 break
             power = _overlap_rays(cosines, sines, step, light, radius, spread, x, y, mu, seeing[i])
             numbers[i, 1], numbers[i, 2] = point_snr[i] * sqrt(power), mu * mu / max(power, 1e-30)
-            passed[i] = numbers[i, 1] * close > min_snr or min_snr == 0.0
+            passed[i] = numbers[i, 1] * close > min_snr[i] or min_snr[i] == 0.0
             if not passed[i]:
                 break
 

@@ -159,6 +159,32 @@ class HostMatcher:
             self.tables[cell] = (near, np.cumsum(weight[near]))
         return self.tables[cell]
 
+    def measure_chance(self, rows, sigma_v, z_lens):
+        """Return the chance that `pick` takes each host for a deflector, 0 where it never does.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (N,), int
+            In the host table.
+        sigma_v, z_lens : ndarray of shape (N,)
+            Of the deflector [km/s].
+        """
+        i, j = self._cells(sigma_v, z_lens)
+        codes, inverse = np.unique(i * len(self.z_edges) + j, return_inverse=True)
+        tables = [self._table(divmod(int(code), len(self.z_edges)))[1] for code in codes]
+        total = np.array([t[-1] if len(t) else np.inf for t in tables])[inverse]
+        place = np.searchsorted(self.rows, rows)
+        known = np.append(self.rows, -1)[place] == rows
+        place = np.minimum(place, len(self.rows) - 1)
+        z = self.z_edges[j] + 0.01
+        chi2 = ((self.sigma_edges[i] + 0.01 - self.log_sigma[place]) / SIGMA_SCATTER) ** 2
+        chi2 += ((z - self.z[place]) / (REDSHIFT_SCATTER * (1.0 + z))) ** 2
+        return np.where(known & (chi2 < MAX_DEVIATION**2), self.weight[place] * np.exp(-0.5 * chi2) / total, 0.0)
+
+    def _cells(self, sigma_v, z_lens):
+        i = np.clip(np.searchsorted(self.sigma_edges, np.log10(sigma_v)) - 1, 0, len(self.sigma_edges) - 1)
+        return i, np.clip(np.searchsorted(self.z_edges, z_lens) - 1, 0, len(self.z_edges) - 1)
+
     def pick(self, sigma_v, z_lens, u):
         """Return the row in the host table of each deflector, -1 where no host is plausible.
 
@@ -167,8 +193,7 @@ class HostMatcher:
         sigma_v, z_lens, u : ndarray of shape (N,)
             km/s, redshift, uniforms.
         """
-        i = np.clip(np.searchsorted(self.sigma_edges, np.log10(sigma_v)) - 1, 0, len(self.sigma_edges) - 1)
-        j = np.clip(np.searchsorted(self.z_edges, z_lens) - 1, 0, len(self.z_edges) - 1)
+        i, j = self._cells(sigma_v, z_lens)
         out = np.full(len(i), -1)
         code = i * len(self.z_edges) + j
         for value in np.unique(code):

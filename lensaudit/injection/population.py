@@ -224,6 +224,15 @@ def parent_density(theta_E, z_lens, z_source, prior):
         return np.log(np.where(inside, chance * speed / (2.0 * np.asarray(theta_E)), 0.0))
 
 
+def redshift_density(z_lens, prior):
+    """Return the density per unit redshift of lens redshifts in `draw_parents`, 0 outside."""
+    _, grid, _, cumulative = _parent_tables(make_key(prior))
+    weight = np.diff(cumulative, prepend=0.0).reshape(-1, len(grid), len(source_density(prior)[0])).sum(axis=(0, 2))
+    place = np.floor((np.asarray(z_lens) - grid[0]) / 0.025 + 0.5).astype(int)
+    inside = (place >= 0) & (place < len(grid))
+    return np.where(inside, weight[np.clip(place, 0, len(grid) - 1)] / weight.sum() / 0.025, 0.0)
+
+
 def draw_structure(seed, name, ids, tries, proposal, table, prior):
     """Draw the optional columns of mass and source that a prior names; none by default.
 

@@ -15,6 +15,7 @@ from scipy.special import ndtri
 from lensaudit import photometry, rng
 from lensaudit.config import Config
 from lensaudit.constants import BANDS
+from lensaudit.injection.acceptance import add_acceptance
 from lensaudit.injection.cells import plan_brief, plan_grid, tabulate_sources
 from lensaudit.injection.checks import MAX_CLUMPS
 from lensaudit.injection.density import measure_source_density
@@ -34,9 +35,10 @@ from lensaudit.lensing.mass import pack_lens
 from lensaudit.shards import map_shards
 
 ROUNDS = (16, 48, 128, 256, 352)  # proposals per id; one without an accepted proposal after all is left out
-N_UNIFORMS = 23
-SLACK = 1.2  # the forecast may be this much too low before a proposal is thrown away without rendering
-ROUGH_SLACK = 1.6  # the same with a slope, multipoles or a subhalo, which the forecast does not know
+N_UNIFORMS = 24
+# The forecast may be this much too low before a proposal is thrown away without rendering, more where it does not know
+# the clumps or the mass; of 6,000 acceptable ones, 0.08 per cent are lower.
+SLACK, ROUGH_SLACK = 1.2, 1.7
 TWIN_IDS = 2_000_000_000  # ids of the sets start apart (grid: `cells.FIRST_ID`), so that no two share noise
 COLUMNS = (
     "injection_id", "host_index", "galaxy_id", "brickname", "cell", "theta_E", "q", "phi", "gamma1", "gamma2", "z_lens",
@@ -51,7 +53,8 @@ HOST_FIELDS = ("z_phot", "sigma_v", "q_light", "phi_light", "psfsize_r", "psfdep
                "deployment_weight")  # fmt: skip
 
 
-def draw_closure(hosts, n, seed, prior="collett", population="deflector", config=None, first_id=0, workers=1):
+def draw_closure(hosts, n, seed, prior="collett", population="deflector", config=None, first_id=0, workers=1,
+                 tilt=None):  # fmt: skip
     """Draw `n` injections from a prior into matched hosts.
 
     Parameters
@@ -69,18 +72,21 @@ def draw_closure(hosts, n, seed, prior="collett", population="deflector", config
         injection_id of the first; ids may be cut in blocks without changing any row.
     workers : int
         Processes; the table does not depend on it.
+    tilt : (float, float), optional
+        Reference and power: a proposal of forecast S/N s is kept with the chance min(1, (s / reference)^power), so that
+        bright arcs, which a catalogue holds and a prior seldom draws, are many.
 
     Returns
     -------
     pandas.DataFrame
-        Injection table (`COLUMNS`; log_q: see `density`). ``weight`` is 1: rows are equally likely draws; multiply with
-        the host's footprint_weight for survey averages. Ids without an accepted proposal are absent.
+        Injection table (`COLUMNS`; log_q: see `density`). ``weight`` undoes the tilt and is 1 without one; multiply
+        with the host's footprint_weight for survey averages. Ids without an accepted proposal are absent.
     """
     prior, config = load_prior(prior), config or Config()
     ids = np.arange(first_id, first_id + n)
-    table = _draw_sharded(ids, None, hosts, seed, "injection/closure", prior, config, workers)
+    table = _draw_sharded(ids, None, hosts, seed, "injection/closure", prior, config, workers, tilt)
     if population == "deflector":
-        return table
+        return order_columns(table)
     swapped = swap_hosts(table, hosts, seed, population)
     return order_columns(add_brightness(measure_injections(swapped, hosts, config, seed), hosts))
 
@@ -103,6 +109,7 @@ def draw_grid(hosts, grid, seed, prior="collett", config=None, workers=1):
     -------
     pandas.DataFrame
         Injection table; ``cell`` = (i_theta * n_seeing + i_seeing) * n_depth + i_depth. Cells without hosts are absent.
+        log_acceptance: see `acceptance`.
 
     Notes
     -----
@@ -115,7 +122,7 @@ def draw_grid(hosts, grid, seed, prior="collett", config=None, workers=1):
     draws: one proposal in some 100 is accepted, and thinning evenly spread points so far leaves them as random.
     """
     prior, config = load_prior(prior), config or Config()
-    limit, tables, used, missing = config.injection.max_per_host, [], {}, None
+    limit, tables, plans, used, missing = config.injection.max_per_host, [], [], {}, None
     for attempt in range(3):
         plan = plan_grid(hosts, grid, seed, prior, limit, missing, used, attempt)
         if not len(plan):
@@ -124,11 +131,12 @@ def draw_grid(hosts, grid, seed, prior="collett", config=None, workers=1):
         tables.append(_draw_sharded(ids, plan, hosts, seed, "injection/grid", prior, config, workers))
         for cell, rows in plan.groupby("cell")["row"]:
             used[cell] = np.union1d(used.get(cell, []), rows)
-        lost = plan.loc[~plan["injection_id"].isin(tables[-1]["injection_id"]), "cell"]
-        missing = lost.value_counts().to_dict()
+        plans.append(plan.assign(found=plan["injection_id"].isin(tables[-1]["injection_id"])))
+        missing = plan.loc[~plans[-1]["found"], "cell"].value_counts().to_dict()
     if not tables:
-        return pd.DataFrame({c: [] for c in COLUMNS})
-    return pd.concat(tables, ignore_index=True).sort_values("injection_id").reset_index(drop=True)
+        return pd.DataFrame({c: [] for c in (*COLUMNS, "log_acceptance")})
+    table = pd.concat(tables, ignore_index=True).sort_values("injection_id").reset_index(drop=True)
+    return order_columns(add_acceptance(table, pd.concat(plans), hosts, prior, sum(ROUNDS)))
 
 
 def draw_brief(hosts, n_per_cell, seed, prior="brief_grid", config=None, workers=1):
@@ -139,26 +147,27 @@ def draw_brief(hosts, n_per_cell, seed, prior="brief_grid", config=None, workers
     prior, config = load_prior(prior), config or Config()
     plan = plan_brief(hosts, n_per_cell, seed, prior)
     ids = plan["injection_id"].to_numpy()
-    return _draw_sharded(ids, plan, hosts, seed, "injection/brief", prior, config, workers).assign(log_q=np.nan)
+    table = _draw_sharded(ids, plan, hosts, seed, "injection/brief", prior, config, workers)
+    return order_columns(table.assign(log_q=np.nan))
 
 
-def _draw_sharded(ids, plan, hosts, seed, name, prior, config, workers):
+def _draw_sharded(ids, plan, hosts, seed, name, prior, config, workers, tilt=None):
     """Draw the accepted rows of all ids, in blocks."""
     blocks = np.array_split(np.arange(len(ids)), max(1, len(ids) // 2048))
     shards = [(ids[b], None if plan is None else plan.iloc[b]) for b in blocks if len(b)]
-    task = functools.partial(_draw_block, hosts=hosts, seed=seed, name=name, prior=prior, config=config)
+    task = functools.partial(_draw_block, hosts=hosts, seed=seed, name=name, prior=prior, config=config, tilt=tilt)
     parts = map_shards(task, shards, workers, f"drawing {name}" if len(shards) > 1 else "")
     if not any(map(len, parts)):
-        return pd.DataFrame({c: [] for c in COLUMNS})
-    return order_columns(pd.concat(parts).sort_values("injection_id").reset_index(drop=True))
+        return pd.DataFrame({c: [] for c in (*COLUMNS, "n_trials")})
+    return pd.concat(parts).sort_values("injection_id").reset_index(drop=True)
 
 
 def order_columns(table):
     """Return the table's columns in their order, the optional ones last, others left out."""
-    return table[[*COLUMNS, *(c for c in OPTIONAL if c in table)]]
+    return table[[*COLUMNS, *(c for c in (*OPTIONAL, "log_acceptance") if c in table)]]
 
 
-def _draw_block(shard, hosts, seed, name, prior, config):
+def _draw_block(shard, hosts, seed, name, prior, config, tilt=None):
     ids, plan = shard
     fields = {k: hosts[k].to_numpy(dtype=np.float64) for k in HOST_FIELDS}
     tied = prior["deflector"]["kind"] == "vdf"
@@ -172,7 +181,7 @@ def _draw_block(shard, hosts, seed, name, prior, config):
         work["sources"] = tabulate_sources(work["theta_E"], z_lens, np.log10(fields["sigma_v"][work["row"]]), prior)
     done = []
     for attempt, tries in enumerate(ROUNDS):
-        accepted = _run_round(work, attempt, tries, matcher, fields, hosts, seed, name, prior, config)
+        accepted = _run_round(work, attempt, tries, matcher, fields, hosts, seed, name, prior, config, tilt)
         done += accepted
         found = np.concatenate([np.zeros(0, int), *(part["injection_id"].to_numpy() for part in accepted)])
         left = ~np.isin(work["injection_id"], found)
@@ -182,15 +191,16 @@ def _draw_block(shard, hosts, seed, name, prior, config):
     return pd.concat(done, ignore_index=True) if done else pd.DataFrame()
 
 
-def _run_round(work, attempt, tries, matcher, fields, hosts, seed, name, prior, config):
+def _run_round(work, attempt, tries, matcher, fields, hosts, seed, name, prior, config, tilt):
     """Return tables with the accepted row of each id that has one among this round's proposals."""
     ids = work["injection_id"]
     u = rng.draw_uniforms(seed, f"{name}/{attempt}", ids, tries * N_UNIFORMS).reshape(-1, N_UNIFORMS)
     owner = np.repeat(np.arange(len(ids)), tries)
     table = _propose(u, owner, work, matcher, fields, prior, config)
     table |= draw_structure(seed, f"{name}/structure/{attempt}", ids, tries, table["proposal"], table, prior)
-    table = _forecast(table, fields, prior, config)
-    owner = owner[table.pop("proposal")]
+    table = _forecast(table, fields, prior, config, tilt, u[:, -1])
+    trial = table.pop("proposal")
+    owner, table["n_trials"] = owner[trial], sum(ROUNDS[:attempt]) + trial % tries + 1
     section, accepted = config.injection, []
     while len(owner):
         first = np.append(True, owner[1:] != owner[:-1])
@@ -267,7 +277,8 @@ def _can_pass(table, fields, prior, config):
         return np.ones(len(table["row"]), dtype=bool)
     own = {k: fields[k][table["row"]] for k in ("psfsize_r", "psfdepth_r", "mw_transmission_r")}
     mu, snr = bound_arcs(table, own["psfsize_r"], _point_snr(table, own))
-    return (mu * SLACK > config.injection.min_mu) & (snr * SLACK > config.injection.min_arc_snr_true)
+    slack = np.where(table["n_clumps"] > 0, ROUGH_SLACK, SLACK)
+    return (mu * slack > config.injection.min_mu) & (snr * slack > config.injection.min_arc_snr_true)
 
 
 def _point_snr(table, own):
@@ -315,29 +326,28 @@ def draw_geometry(u, table, own, prior, config):
     }  # fmt: skip
 
 
-def _forecast(table, fields, prior, config):
-    """Add the multiplicity and drop proposals that cannot pass: singly imaged, or too faint for rendering to mend."""
+def _forecast(table, fields, prior, config, tilt, u):
+    """Add the multiplicity and drop proposals that cannot pass: singly imaged, or too faint for rendering to mend.
+
+    With a tilt, u decides which of the others are kept.
+    """
     section, cuts = config.injection, prior["cuts"]
     mass, limits = [k for k in OPTIONAL[:-1] if k in table], (0.0, 0.0, 1.0)
     if cuts["selection"]:
-        limits = (section.min_mu, section.min_arc_snr_true, ROUGH_SLACK if mass else SLACK)
+        slack = np.where((table["n_clumps"] > 0) | bool(mass), ROUGH_SLACK, SLACK)
+        limits = (section.min_mu, section.min_arc_snr_true, slack)
     own = {k: fields[k][table["row"]] for k in ("psfsize_r", "psfdepth_r", "mw_transmission_r")}
     arcs = forecast_arcs(table, own["psfsize_r"], _point_snr(table, own), *limits)
-    keep = arcs["passed"] | (not cuts["selection"])
-    table = {k: v[keep] for k, v in (table | {"multiplicity": arcs["multiplicity"]}).items()}
+    keep, table = arcs["passed"] | (not cuts["selection"]), table | {"multiplicity": arcs["multiplicity"]}
+    if tilt is not None:
+        chance = np.minimum(1.0, (arcs["snr"] / tilt[0]) ** tilt[1])
+        keep &= u[table["proposal"]] < chance
+        table["weight"] = table["weight"] / np.maximum(chance, 1e-12)
+    table = {k: v[keep] for k, v in table.items()}
     if mass:
         table["multiplicity"] = count_images(table["source_x"], table["source_y"], pack_lens(table))[0]
     keep = (table["multiplicity"] >= 2) | (not cuts["multiply_imaged"])
     return {k: v[keep] for k, v in table.items()}
-
-
-def predict_snr(table, psfsize, point_snr):
-    """Return number of images, magnification and a predicted arc_snr_true, without rendering.
-
-    Good to a factor `SLACK`, which is tested; see `forecast.forecast_arcs`.
-    """
-    arcs = forecast_arcs(table, psfsize, point_snr)
-    return arcs["multiplicity"], arcs["mu"], arcs["snr"]
 
 
 def make_twins(parameters, hosts, n, seed, config=None):

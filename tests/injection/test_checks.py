@@ -107,6 +107,8 @@ def test_pixels_without_data_stay_so():
     assert (out[..., :20] == 0).all() and (out[..., 20:] != host[..., 20:]).any() and arcs[..., 19].max() > 0
 
 
-def test_cells_of_the_grid_are_not_reweighted():
-    with pytest.raises(UserError, match="injection 40: drawn for a cell"):
-        density.weigh_prior(make_rows(cell=[3, -1, -1, -1], log_q=0.0), load_prior("flat"))
+def test_cells_of_the_grid_are_weighed_apart():
+    with pytest.raises(UserError, match="injection 40: rows of the grid"):
+        density.weigh_prior(make_rows(cell=[3, 3, 3, 3], log_q=0.0), load_prior("flat"))
+    with pytest.raises(UserError, match="injection 41: rows of the grid"):
+        density.weigh_prior(make_rows(cell=[3, -1, -1, -1], log_q=0.0, log_acceptance=0.0), load_prior("flat"))
