@@ -38,7 +38,7 @@ ROUNDS = (16, 48, 128, 256, 352)  # proposals per id; one without an accepted pr
 N_UNIFORMS = 24
 # The forecast may be this much too low before a proposal is thrown away without rendering, more where it does not know
 # the clumps or the mass; of 6,000 acceptable ones, 0.08 per cent are lower.
-SLACK, ROUGH_SLACK = 1.2, 1.7
+SLACK, ROUGH_SLACK = 1.2, 1.6
 TWIN_IDS = 2_000_000_000  # ids of the sets start apart (grid: `cells.FIRST_ID`), so that no two share noise
 COLUMNS = (
     "injection_id", "host_index", "galaxy_id", "brickname", "cell", "theta_E", "q", "phi", "gamma1", "gamma2", "z_lens",
@@ -54,7 +54,7 @@ HOST_FIELDS = ("z_phot", "sigma_v", "q_light", "phi_light", "psfsize_r", "psfdep
 
 
 def draw_closure(hosts, n, seed, prior="collett", population="deflector", config=None, first_id=0, workers=1,
-                 tilt=None):  # fmt: skip
+                 tilt=None, n_fair=0):  # fmt: skip
     """Draw `n` injections from a prior into matched hosts.
 
     Parameters
@@ -75,16 +75,28 @@ def draw_closure(hosts, n, seed, prior="collett", population="deflector", config
     tilt : (float, float), optional
         Reference and power: a proposal of forecast S/N s is kept with the chance min(1, (s / reference)^power), so that
         bright arcs, which a catalogue holds and a prior seldom draws, are many.
+    n_fair : int
+        Of the rows, the first ones, that the tilt leaves alone.
 
     Returns
     -------
     pandas.DataFrame
-        Injection table (`COLUMNS`; log_q: see `density`). ``weight`` undoes the tilt and is 1 without one; multiply
-        with the host's footprint_weight for survey averages. Ids without an accepted proposal are absent.
+        Injection table (`COLUMNS`; log_q: see `density`) with ``tilted`` where there is a tilt. ``weight`` undoes it
+        and is 1 without one; multiply with the host's footprint_weight for survey averages. Ids without an accepted
+        proposal are absent.
+
+    Notes
+    -----
+    Fair and tilted rows together are a mixture of two densities, the prior's p and p k / E[k] of the chance k, and are
+    weighted with p over that mixture (the balance heuristic of Veach & Guibas 1995); E[k] is the mean over fair rows.
     """
     prior, config = load_prior(prior), config or Config()
-    ids = np.arange(first_id, first_id + n)
-    table = _draw_sharded(ids, None, hosts, seed, "injection/closure", prior, config, workers, tilt)
+    ids, below = np.arange(first_id, first_id + n), first_id + n_fair
+    table = _draw_sharded(ids, None, hosts, seed, "injection/closure", prior, config, workers, tilt and (*tilt, below))
+    if tilt:
+        fair, chance = (table["injection_id"] < below).to_numpy(), table["weight"].to_numpy()
+        mean = chance[fair].mean() if fair.any() else 1.0
+        table = table.assign(tilted=~fair, weight=1.0 / (fair.mean() + (1.0 - fair.mean()) * chance / mean))
     if population == "deflector":
         return order_columns(table)
     swapped = swap_hosts(table, hosts, seed, population)
@@ -164,7 +176,7 @@ def _draw_sharded(ids, plan, hosts, seed, name, prior, config, workers, tilt=Non
 
 def order_columns(table):
     """Return the table's columns in their order, the optional ones last, others left out."""
-    return table[[*COLUMNS, *(c for c in (*OPTIONAL, "log_acceptance") if c in table)]]
+    return table[[*COLUMNS, *(c for c in (*OPTIONAL, "log_acceptance", "tilted") if c in table)]]
 
 
 def _draw_block(shard, hosts, seed, name, prior, config, tilt=None):
@@ -198,7 +210,9 @@ def _run_round(work, attempt, tries, matcher, fields, hosts, seed, name, prior, 
     owner = np.repeat(np.arange(len(ids)), tries)
     table = _propose(u, owner, work, matcher, fields, prior, config)
     table |= draw_structure(seed, f"{name}/structure/{attempt}", ids, tries, table["proposal"], table, prior)
-    table = _forecast(table, fields, prior, config, tilt, u[:, -1])
+    # A fair row is kept whatever its chance.
+    lot = u[:, -1] * (ids[owner] >= tilt[2]) if tilt else None
+    table = _forecast(table, fields, prior, config, tilt, lot)
     trial = table.pop("proposal")
     owner, table["n_trials"] = owner[trial], sum(ROUNDS[:attempt]) + trial % tries + 1
     section, accepted = config.injection, []
@@ -326,10 +340,10 @@ def draw_geometry(u, table, own, prior, config):
     }  # fmt: skip
 
 
-def _forecast(table, fields, prior, config, tilt, u):
+def _forecast(table, fields, prior, config, tilt, lot):
     """Add the multiplicity and drop proposals that cannot pass: singly imaged, or too faint for rendering to mend.
 
-    With a tilt, u decides which of the others are kept.
+    With a tilt, a lot in [0, 1) for each row of u decides which of the others are kept; their weight is the chance.
     """
     section, cuts = config.injection, prior["cuts"]
     mass, limits = [k for k in OPTIONAL[:-1] if k in table], (0.0, 0.0, 1.0)
@@ -341,8 +355,8 @@ def _forecast(table, fields, prior, config, tilt, u):
     keep, table = arcs["passed"] | (not cuts["selection"]), table | {"multiplicity": arcs["multiplicity"]}
     if tilt is not None:
         chance = np.minimum(1.0, (arcs["snr"] / tilt[0]) ** tilt[1])
-        keep &= u[table["proposal"]] < chance
-        table["weight"] = table["weight"] / np.maximum(chance, 1e-12)
+        keep &= lot[table["proposal"]] < chance
+        table["weight"] = chance
     table = {k: v[keep] for k, v in table.items()}
     if mass:
         table["multiplicity"] = count_images(table["source_x"], table["source_y"], pack_lens(table))[0]
