@@ -149,7 +149,8 @@ class ClosureConfig:
     """Closure on the held-out lenses."""
 
     n_injections: int = 20000
-    tilt: tuple = (30.0, 1.5)  # reference and power in S/N of the even draw; see `injection.priors.draw_closure`
+    tilt: tuple = (30.0, 1.5)  # reference and power in S/N; see `injection.priors.draw_closure`
+    n_fair: int = 8000  # of the injections, drawn as the prior has them
     n_twins: int = 20  # per held-out lens
     n_control: int = 4000  # per negative control
     min_local_n_eff: float = 20.0
@@ -162,8 +163,8 @@ class ClosureConfig:
 class LadderConfig:
     """The ablation ladder from the prior work's injections to the fiducial ones."""
 
-    n_injections: int = 300  # per rung, paired with both ends
-    ends_factor: int = 4  # times as many at either end
+    n_injections: int = 200  # per rung, paired with both ends
+    ends_factor: int = 6  # times as many at either end
     n_bootstrap: int = 300
     min_n_eff: float = 20.0  # below, a weighted completeness is not reported
 
