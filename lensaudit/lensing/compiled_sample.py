@@ -1,172 +1,218 @@
-"""The sampler of `sample.sample_maps` for one processor core, compiled: see there for what it does and why."""
+"""The sampler of `sample.sample_maps` for one processor core, compiled: see there for what it does and why.
+
+Everything is done for many pixels, panels or rays at once, so that inner loops become vector instructions. What is done
+together belongs to one stamp, so that no stamp's bits depend on its neighbours.
+"""
 
 import math
 
 import numpy as np
 
-from lensaudit.lensing.compiled import compile_scalar, deflect_prepared, prepare_lens
-from lensaudit.lensing.compiled_sources import evaluate_profile, evaluate_stamp
-from lensaudit.lensing.quadrature import CELL, NODES, SMOOTH, WEIGHTS, tabulate_splines
+from lensaudit.lensing.compiled import bound_stretches, compile_loops, prepare_lens, trace_rays
+from lensaudit.lensing.compiled_leaves import LEAVES, MARGIN, integrate_leaves, make_work
+from lensaudit.lensing.compiled_math import take_exp, take_log
+from lensaudit.lensing.quadrature import CELL, SMOOTH
 
-SPLINES = tabulate_splines()
-
-
-@compile_scalar
-def bound_stretch(x, y, p, cos, sin, shear):
-    """Return a bound on how much longer a short step at (x, y) becomes in the source plane."""
-    u, v = x * cos + y * sin, y * cos - x * sin
-    radius = max(math.sqrt(p[1] * u * u + v * v / p[1]), 0.03)
-    power = (p[0] / radius) ** (p[5] - 1.0) if p[5] != 2.0 else p[0] / radius
-    out = max(1.0, abs(1.0 - power)) + abs(p[5] - 2.0) * power + shear
-    if p[6] != 0.0 or p[8] != 0.0:
-        out += (8.0 * abs(p[6]) + 15.0 * abs(p[8])) / radius
-    if p[10] > 0.0:
-        out += p[10] / max(math.hypot(x - p[11], y - p[12]), 0.05)
-    return out
+LOG2 = math.log(2.0)
 
 
-@compile_scalar
-def measure_panel(bx, by, side, c, panel_width):
-    """Return the width of a panel over the widest a component allows there, -1 where it is negligible.
-
-    (bx, by) is the panel's centre and `side` its width in the source plane; c a row of `sample.pack_batch`.
-    """
-    dx, dy = bx - c[0], by - c[1]
-    rho = math.sqrt(max((c[2] * dx + 2.0 * c[3] * dy) * dx + c[4] * dy * dy, 0.0))
-    step = side / c[12]
-    if c[15] >= 0.0:  # an image: its pixels are the scale
-        return side * math.hypot(c[16], c[17]) / panel_width if rho * c[12] - 0.75 * side < c[14] else -1.0
-    distance = max(rho - 0.75 * step, 0.0)
-    if distance > c[11]:
-        return -1.0
-    near = max(distance, c[13])
-    if c[6] == 1.0:
-        fall, scale = c[5] * near, 1.0 / c[5]
-    elif c[6] > SMOOTH:
-        fall, scale = c[5] * near ** c[6], 0.6
-    else:
-        fall = c[5] * near ** c[6]
-        scale = near / (c[6] * fall)
-    wanted = step / (panel_width * scale * math.exp(0.25 * fall))
-    return 2.0 * wanted if c[6] <= SMOOTH and distance < 0.3 else wanted
-
-
-@compile_scalar
-def sample_stamp(p, components, planes, inner, coefficients, size, depth, panel_width, out):
-    """Add the light of one stamp to its maps; arguments as `sample_stamps`, one stamp's rows."""
-    lens = prepare_lens(p)
-    n_components, grid, half = len(components), out.shape[1], size - 0.5
-    cos, sin, shear = math.cos(p[2]), math.sin(p[2]), math.hypot(p[3], p[4])
-    stack_x, stack_y = np.empty(4 * depth + 8), np.empty(4 * depth + 8)
-    stack_level, stack_mask = np.empty(4 * depth + 8, dtype=np.int64), np.empty(4 * depth + 8, dtype=np.int64)
-    local, light = np.empty((2, 5, 5)), np.empty((2, 3, 3))
-    line = np.empty(5)
-    farthest = 0.0
-    for k in range(n_components):
+@compile_loops
+def list_pixels(p, components, size):
+    """Return centres x, y [arcsec] of the pixels in which an image may lie."""
+    half, farthest = 0.5 * (size - 1), 0.0
+    for k in range(len(components)):
         farthest = max(farthest, math.hypot(components[k, 0], components[k, 1]) + components[k, 14])
     edge = 1e9  # no image lies farther out
     if p[5] == 2.0:
-        edge = (farthest + 1.7 * p[0] * (1.0 + 10.0 * (abs(p[6]) + abs(p[8]))) + p[10]) / (1.0 - shear) + 2.0 * CELL
-    first = max(0, int(math.floor(half - edge / CELL)) // 2)
-    last = min(size - 1, int(math.ceil(half + edge / CELL)) // 2)
-    for pixel in range((last - first + 1) ** 2):
-        i_pixel, j_pixel = first + pixel // (last - first + 1), first + pixel % (last - first + 1)
-        x, y = (2 * j_pixel + 0.5 - half) * CELL, (2 * i_pixel + 0.5 - half) * CELL
-        if x * x + y * y > edge * edge:
-            continue
-        ax, ay = deflect_prepared(x, y, lens)
-        reach = 1.5 * CELL * bound_stretch(x, y, p, cos, sin, shear)
-        near = 0
-        for k in range(n_components):
+        reach = 1.7 * p[0] * (1.0 + 10.0 * (abs(p[6]) + abs(p[8]))) + p[10]
+        edge = (farthest + reach) / (1.0 - math.hypot(p[3], p[4])) + 2.0 * CELL
+    first = max(0, int(math.floor(half - 0.5 * edge / CELL)))
+    last = min(size - 1, int(math.ceil(half + 0.5 * edge / CELL)))
+    x, y = np.empty((last - first + 1) ** 2), np.empty((last - first + 1) ** 2)
+    n = 0
+    for i in range(first, last + 1):
+        for j in range(first, last + 1):
+            x[n], y[n] = (j - half) * 2.0 * CELL, (i - half) * 2.0 * CELL
+            n += x[n] * x[n] + y[n] * y[n] <= edge * edge
+    return x[:n], y[:n]
+
+
+@compile_loops
+def list_cells(p, lens, components, size):
+    """Return rows, columns and bits of the components that may be seen, of the half-pixel cells that see any."""
+    x, y = list_pixels(p, components, size)
+    n = len(x)
+    bx, by, reach, seen = np.empty(n), np.empty(n), np.empty(n), np.zeros(n, dtype=np.int64)
+    trace_rays(x, y, n, lens, bx, by)
+    bound_stretches(x, y, n, p, reach)
+    for k in range(len(components)):
+        x0, y0, extent, bit = components[k, 0], components[k, 1], components[k, 14], 1 << k
+        for m in range(n):
+            dx, dy, near = bx[m] - x0, by[m] - y0, extent + 1.5 * CELL * reach[m]
             # At the singular centre neighbouring rays part; its pixel is always looked into.
-            distance = math.hypot(x - ax - components[k, 0], y - ay - components[k, 1]) - reach
-            if distance < components[k, 14] or x * x + y * y < 9.0 * CELL * CELL:
-                near |= 1 << k
-        if near == 0:
-            continue
-        for quadrant in range(4):
-            i, j = 2 * i_pixel + quadrant // 2, 2 * j_pixel + quadrant % 2
-            x_cell, y_cell = (j - half) * CELL, (i - half) * CELL
-            stack_x[0], stack_y[0], stack_level[0], stack_mask[0] = 0.0, 0.0, 0, near
-            height, touched = 1, 0
-            while height > 0:
-                height -= 1
-                u, v, level, inherited = stack_x[height], stack_y[height], stack_level[height], stack_mask[height]
-                width = 0.5**level  # of the panel, in cells
-                x, y = x_cell + u * CELL, y_cell + v * CELL
-                ax, ay = deflect_prepared(x, y, lens)
-                side = width * CELL * bound_stretch(x, y, p, cos, sin, shear)
-                mask, most = 0, 0.0
-                for k in range(n_components):
-                    if inherited >> k & 1:
-                        wanted = measure_panel(x - ax, y - ay, side, components[k], panel_width)
-                        if wanted >= 0.0:
-                            mask |= 1 << k
-                            most = max(most, wanted)
-                if mask == 0:
-                    continue
-                central = level < 2 and x * x + y * y < 4.0 * CELL * CELL  # about the lens's singular centre
-                if (most > 1.0 or central) and level < depth:
-                    for child in range(4):
-                        stack_x[height] = u + (child % 2 - 0.5) * 0.5 * width
-                        stack_y[height] = v + (child // 2 - 0.5) * 0.5 * width
-                        stack_level[height], stack_mask[height] = level + 1, mask
-                        height += 1
-                    continue
-                if touched == 0:
-                    local[:] = 0.0
-                order = 0 if most < 0.5 else 1
-                n_nodes, share, present = order + 2, width * width, 0
-                for a in range(n_nodes):
-                    y = y_cell + (v + NODES[order, a] * width) * CELL
-                    for b in range(n_nodes):
-                        x = x_cell + (u + NODES[order, b] * width) * CELL
-                        ax, ay = deflect_prepared(x, y, lens)
-                        light[0, a, b], light[1, a, b] = 0.0, 0.0
-                        if not inner:
-                            along, across = x * cos + y * sin, y * cos - x * sin
-                            if p[1] * along * along + across * across / p[1] < p[0] * p[0]:
-                                continue
-                        for k in range(n_components):
-                            if mask >> k & 1:
-                                c = components[k]
-                                dx, dy = x - ax - c[0], y - ay - c[1]
-                                if c[15] >= 0.0:
-                                    value = evaluate_stamp(dx, dy, c[7], c[15:20], coefficients)
-                                else:
-                                    value = evaluate_profile(dx, dy, c)
-                                light[planes[k], a, b] += value * share * WEIGHTS[order, a] * WEIGHTS[order, b]
-                                present |= 1 << planes[k]
-                touched |= present
-                panels = 2**level  # of this width along the cell's axes
-                first_row, first_column = panels - 1 + int((v + 0.5) * panels), panels - 1 + int((u + 0.5) * panels)
-                for plane in range(2):
-                    if present >> plane & 1:
-                        for a in range(n_nodes):
-                            for b in range(5):
-                                total = 0.0
-                                for m in range(n_nodes):
-                                    total += light[plane, a, m] * SPLINES[first_column, order, m, b]
-                                line[b] = total
-                            for m in range(5):
-                                weight = SPLINES[first_row, order, a, m]
-                                for b in range(5):
-                                    local[plane, m, b] += weight * line[b]
-            if 2 <= i < grid - 2 and 2 <= j < grid - 2:
-                for plane in range(out.shape[0]):
-                    if touched >> plane & 1:
-                        for a in range(5):
-                            for b in range(5):
-                                out[plane, i + a - 2, j + b - 2] += local[plane, a, b]
+            is_near = dx * dx + dy * dy < near * near or x[m] * x[m] + y[m] * y[m] < 9.0 * CELL * CELL
+            seen[m] |= bit if is_near else 0
+    rows, columns, bits = np.empty(4 * n, np.int64), np.empty(4 * n, np.int64), np.empty(4 * n, np.int64)
+    count = 0
+    for m in range(n):
+        if seen[m] != 0:
+            i, j = int(round(0.5 * (y[m] / CELL + size - 1))), int(round(0.5 * (x[m] / CELL + size - 1)))
+            for quarter in range(4):
+                rows[count], columns[count], bits[count] = 2 * i + quarter // 2, 2 * j + quarter % 2, seen[m]
+                count += 1
+    return rows[:count], columns[:count], bits[:count]
+
+
+@compile_loops
+def judge_component(bx, by, side, log_side, c, panel_width, bit, inherited, seen, most):
+    """Raise `most` to the logarithm of a panel's width over the widest that a component allows; set its bit in `seen`.
+
+    Parameters
+    ----------
+    bx, by, side, log_side : ndarray of shape (n,)
+        Panels' centres and width [arcsec] in the source plane, and the width's logarithm.
+    c : ndarray
+        A row of `sample.pack_batch`.
+    panel_width : float
+    bit : int
+        The component's.
+    inherited, seen : int64 ndarray of shape (n,)
+        Bits of the components that matter in the panel that was divided, and in this one. A component that is
+        negligible in a panel leaves `most` as it is.
+    most : ndarray of shape (n,)
+    """
+    x0, y0, xx, xy, yy, b, power = c[0], c[1], c[2], 2.0 * c[3], c[4], c[5], c[6]
+    minor, extent, nearest = c[12], c[11], c[13]
+    is_image, is_smooth = c[15] >= 0.0, power > SMOOTH
+    level = -math.log(minor * panel_width)
+    if is_image:  # its pixels are the scale
+        level, extent = math.log(math.hypot(c[16], c[17]) / panel_width), c[14] / minor
+    elif is_smooth:
+        level -= math.log(0.6)
+    else:
+        level += math.log(power * b)
+    for k in range(len(bx)):
+        dx, dy = bx[k] - x0, by[k] - y0
+        rho = math.sqrt(max((xx * dx + xy * dy) * dx + yy * dy * dy, 0.0))
+        distance = max(rho - 0.75 * side[k] / minor, 0.0)
+        near = max(distance, nearest)
+        wanted = log_side[k] + level
+        if not is_image:
+            if power == 2.0:
+                wanted -= 0.25 * b * near * near
+            elif power == 1.0:
+                wanted -= 0.25 * b * near
+            else:
+                log_near = take_log(near)
+                wanted -= 0.25 * b * take_exp(power * log_near)
+                if not is_smooth:
+                    wanted += (power - 1.0) * log_near
+            if not is_smooth:
+                wanted += LOG2 if distance < 0.3 else 0.0
+        use = distance <= extent and (inherited[k] & bit) != 0
+        most[k] = max(most[k], wanted) if use else most[k]
+        seen[k] |= bit if use else 0
+
+
+@compile_loops
+def judge_panels(rows, columns, bits, level, p, lens, components, size, panel_width):
+    """Return centres x, y [arcsec], bits of the components seen and logarithm of width over allowed width of panels.
+
+    Parameters
+    ----------
+    rows, columns : int64 ndarray of shape (n,)
+        Places on the grid of panels 2^level times as fine as the cells.
+    bits : int64 ndarray of shape (n,)
+        Of the components that matter in the panel each was cut from.
+    level : int
+    p, lens, components, size, panel_width
+        As `sample_stamps`.
+    """
+    n, width = len(rows), 0.5**level
+    x, y, bx, by = np.empty(n), np.empty(n), np.empty(n), np.empty(n)
+    side, log_side, most, seen = np.empty(n), np.empty(n), np.empty(n), np.zeros(n, dtype=np.int64)
+    for k in range(n):
+        x[k] = ((columns[k] + 0.5) * width - size) * CELL
+        y[k] = ((rows[k] + 0.5) * width - size) * CELL
+    trace_rays(x, y, n, lens, bx, by)
+    bound_stretches(x, y, n, p, side)
+    for k in range(n):
+        side[k] *= width * CELL
+        log_side[k], most[k] = take_log(side[k]), -1e9
+    for k in range(len(components)):
+        judge_component(bx, by, side, log_side, components[k], panel_width, 1 << k, bits, seen, most)
+    return x, y, seen, most
+
+
+@compile_loops
+def make_room(places, cells, count, more):
+    """Return the arrays of `list_leaves`, longer if `more` panels do not fit behind the first `count`."""
+    if count + more <= places.shape[2]:
+        return places, cells
+    new_places, new_cells = np.empty((2, 5, 2 * (count + more))), np.empty((2, 3, 2 * (count + more)), dtype=np.int64)
+    for order in range(2):
+        for k in range(count):
+            for m in range(5):
+                new_places[order, m, k] = places[order, m, k]
+            for m in range(3):
+                new_cells[order, m, k] = cells[order, m, k]
+    return new_places, new_cells
+
+
+@compile_loops
+def list_leaves(p, lens, components, size, depth, panel_width, places, cells):
+    """Return the panels of a stamp that are fine enough, as `integrate_leaves` takes them, and how many.
+
+    Returns
+    -------
+    (ndarray of shape (2, 5, capacity), int64 ndarray of shape (2, 3, capacity), int64 ndarray of shape (2,))
+        Panels with two and with three nodes per axis. The arrays given, or longer ones where those are too short.
+    """
+    rows, columns, bits = list_cells(p, lens, components, size)
+    count = np.zeros(2, dtype=np.int64)
+    for level in range(depth + 1):
+        x, y, seen, most = judge_panels(rows, columns, bits, level, p, lens, components, size, panel_width)
+        places, cells = make_room(places, cells, max(count[0], count[1]), len(x))
+        new_rows, new_columns = np.empty(4 * len(x), dtype=np.int64), np.empty(4 * len(x), dtype=np.int64)
+        new_bits, n, width = np.empty(4 * len(x), dtype=np.int64), 0, 0.5**level
+        for k in range(len(x)):
+            if seen[k] == 0:
                 continue
-            for plane in range(out.shape[0]):
-                if touched >> plane & 1:
-                    for a in range(5):
-                        for b in range(5):
-                            out[plane, (i + a - 2) % grid, (j + b - 2) % grid] += local[plane, a, b]
+            central = level < 2 and x[k] * x[k] + y[k] * y[k] < 4.0 * CELL * CELL  # about the lens's singular centre
+            if (most[k] > 0.0 or central) and level < depth:
+                for child in range(4):
+                    new_rows[n], new_columns[n] = 2 * rows[k] + child // 2, 2 * columns[k] + child % 2
+                    new_bits[n] = seen[k]
+                    n += 1
+                continue
+            order = 0 if most[k] < -LOG2 else 1
+            m, i, j = count[order], rows[k] >> level, columns[k] >> level
+            places[order, 0, m], places[order, 1, m], places[order, 2, m] = x[k], y[k], width
+            places[order, 3, m] = (columns[k] - (j << level) + 0.5) * width - 0.5
+            places[order, 4, m] = (rows[k] - (i << level) + 0.5) * width - 0.5
+            cells[order, 0, m], cells[order, 1, m], cells[order, 2, m] = i, j, seen[k]
+            count[order] = m + 1
+        if n == 0:
+            break
+        rows, columns, bits = new_rows[:n], new_columns[:n], new_bits[:n]
+    return places, cells, count
 
 
-@compile_scalar
+@compile_loops
+def move_light(light, low, high, out):
+    """Add rows and columns `low` to `high` of a map with margins to a periodic one, and empty them."""
+    grid = len(out)
+    for i in range(low, high):
+        source, target = light[i], out[(i - MARGIN) % grid]
+        for j in range(low, MARGIN):
+            target[j - MARGIN + grid] += source[j]
+            source[j] = 0.0
+        for j in range(max(low, MARGIN), high):
+            target[j - MARGIN] += source[j]
+            source[j] = 0.0
+
+
+@compile_loops
 def sample_stamps(lenses, components, start, planes, second, inner, coefficients, size, depth, panel_width, out):
     """Fill the maps of a batch; see `sample.sample_maps`.
 
@@ -192,13 +238,20 @@ def sample_stamps(lenses, components, start, planes, second, inner, coefficients
     out : ndarray of shape (planes, grid, grid)
         Zeros; filled.
     """
-    scratch = np.zeros((2, out.shape[1], out.shape[2]))
+    side = 2 * size + 2 * MARGIN
+    scratch, work = np.zeros((2, side, side)), make_work(2)
+    places, cells = np.empty((2, 5, 4096)), np.empty((2, 3, 4096), dtype=np.int64)
     for k in range(len(lenses)):
-        rows = slice(start[k], start[k + 1])
-        n_planes = 2 if second[k] >= 0 else 1
-        scratch[:n_planes] = 0.0
-        sample_stamp(lenses[k], components[rows], planes[rows], inner[k], coefficients, size, depth, panel_width,
-                     scratch[:n_planes])  # fmt: skip
-        out[k] = scratch[0]
-        if n_planes == 2:
-            out[second[k]] = scratch[1]
+        rows, n_planes, lens = slice(start[k], start[k + 1]), 2 if second[k] >= 0 else 1, prepare_lens(lenses[k])
+        part, group, light = components[rows], planes[rows], scratch[:n_planes]
+        places, cells, count = list_leaves(lenses[k], lens, part, size, depth, panel_width, places, cells)
+        low, high = side, -1 - 2 * MARGIN
+        for order in range(2):
+            for m in range(2 * count[order]):
+                cell = cells[order, m % 2, m // 2]
+                low, high = min(low, cell), max(high, cell)
+            for first in range(0, count[order], LEAVES):
+                integrate_leaves(places[order], cells[order], first, min(LEAVES, count[order] - first), order,
+                                 lenses[k], lens, part, group, inner[k], coefficients, work, light)  # fmt: skip
+        for plane in range(n_planes):
+            move_light(scratch[plane], low, high + 2 * MARGIN + 1, out[k] if plane == 0 else out[second[k]])

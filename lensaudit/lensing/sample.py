@@ -101,7 +101,7 @@ def pack_batch(lens, components):
 
 
 def _bound_stretch(x, y, p):
-    # As compiled_sample.bound_stretch, which says what for.
+    # As compiled.bound_stretches, which says what for.
     cos, sin = torch.cos(p[2]), torch.sin(p[2])
     u, v = x * cos + y * sin, y * cos - x * sin
     radius = torch.sqrt(p[1] * u * u + v * v / p[1]).clamp_min(0.03)
@@ -112,7 +112,7 @@ def _bound_stretch(x, y, p):
 
 
 def _measure_panels(bx, by, side, c, panel_width):
-    # As compiled_sample.measure_panel.
+    # As compiled_sample.judge_component, whose logarithm it is the exponential of.
     dx, dy = bx - c[0], by - c[1]
     rho = torch.sqrt(((c[2] * dx + 2.0 * c[3] * dy) * dx + c[4] * dy * dy).clamp_min(0.0))
     step = side / c[12]
@@ -236,7 +236,7 @@ def _place_panels(p, names, c, batch, slots, out, size, panel_width, level, pane
 
 
 def _spline_weights(t):
-    # As compiled_sample.fill_spline, shape (..., 5).
+    # As compiled_leaves.weigh_splines, shape (..., 5).
     distance = (t[..., None] - torch.arange(-2, 3, device=t.device)).abs()
     inner = 2.0 / 3.0 - distance**2 * (1.0 - 0.5 * distance)
     return torch.where(distance < 1.0, inner, (2.0 - distance).clamp_min(0.0) ** 3 / 6.0)

@@ -257,7 +257,9 @@ def test_changed_callee_is_compiled_anew(tmp_path):
     room.mkdir(parents=True)
     for folder in (room.parent, room):
         (folder / "__init__.py").write_text("")
-    source = (ROOT / "lensaudit" / "lensing" / "compiled.py").read_text(encoding="utf-8")
+    source, functions = ((ROOT / "lensaudit" / "lensing" / name).read_text(encoding="utf-8")
+                         for name in ("compiled.py", "compiled_math.py"))  # fmt: skip
+    (room / "compiled_math.py").write_text(functions)
     caller = (
         "from lensaudit.lensing.compiled import compile_scalar, count_terms\n\n\n"
         "@compile_scalar\ndef call(q):\n    return count_terms(q)\n"
