@@ -192,7 +192,8 @@ def _collect_closure(closure):
         "n_must_fail_caught": sum(r["caught"] for r in must.values()),
         **{name: {"caught": row["caught"], "predicted": row["conditional"]["predicted"],
                   "twins_predicted": row["twins"]["predicted"],
-                  "calibrated_predicted": row.get("calibrated", {}).get("predicted")} for name, row in controls.items()},
+                  "calibrated_predicted": row.get("calibrated", {}).get("predicted")}
+           for name, row in controls.items()},
     }  # fmt: skip
     return out
 

@@ -61,7 +61,8 @@ PROBES = {"": "AUC", "permutation p": "permutation $p$",
 SAMPLES = {"targets": "training and validation lenses", "test": "test lenses", "pilot": "pilot injections",
            "panel": "human panel"}  # fmt: skip
 CLOSURE_ROWS = {
-    "main": "closure set", "calibrated": "closure set, selection inferred", "extended": "closure set, with arc energy", "oracle": "closure set, with true arc S/N",
+    "main": "closure set", "calibrated": "closure set, selection inferred",
+    "extended": "closure set, with arc energy", "oracle": "closure set, with true arc S/N",
     "twins": "twins", "grid": "grid, reweighted", "unspoiled": "correct injections, same number",
     "random_hosts": "random hosts", "faint": "sources 1 mag too faint", "red": "source $g-r$ of lens light",
     "gain_150": r"gain 150 e$^-$ nMgy$^{-1}$", "gaussian_psf": "Gaussian PSF, psfsize as FWHM",

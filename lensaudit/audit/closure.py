@@ -7,10 +7,10 @@ conditional row (8.7 as written) and the twins row, because conditioning on the 
 brightness. Beside them stands "unspoiled", correct injections of the same number: a control counts as caught when one
 of its rows does not close although the same row of the correct injections does not fail, and that row is named.
 
-The headline conditions on the six covariates of 8.7 with the prior's weights. Three further rows diagnose: `calibrated`
-multiplies the weights with the catalogue's selection, inferred from train and validation lenses (`unfolding`), `extended`
-adds the antisymmetric arc energy to the covariates, `oracle` takes the true arc S/N of the truth table in place of the
-measured one.
+The headline conditions on the six covariates of 8.7 with the prior's weights. Three further rows diagnose:
+`calibrated` multiplies the weights with the catalogue's selection, inferred from train and validation lenses
+(`unfolding`), `extended` adds the antisymmetric arc energy to the covariates, `oracle` takes the true arc S/N of the
+truth table in place of the measured one.
 
 Left for later: more than one sky, population closure on blank bricks.
 """

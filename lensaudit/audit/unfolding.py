@@ -2,8 +2,8 @@
 
 Lenses are in a catalogue because somebody saw them, so that at equal *measured* brightness they are brighter in truth
 than a draw from the prior. `unfold_selection` infers how much more likely the catalogue holds a lens of higher true
-S/N and larger theta_E over seeing, from blind measurements of train and validation lenses on one side and of injections,
-whose truth is known, on the other. Closure takes the result as base weights in its row `calibrated` (SPEC 7.4: the
+S/N and larger theta_E over seeing, from blind measurements of train and validation lenses on one side and of
+injections, whose truth is known, on the other. Closure takes the result as base weights in its row `calibrated` (SPEC 7.4: the
 proposal calibrated to train and validation targets and frozen before a test lens is joined).
 
 No detector score and no test lens enters; a table that holds either is refused.
@@ -68,8 +68,9 @@ def unfold_selection(injections, lenses, config):
     best = _maximise(joint, marginal, np.ones(len(joint)))
     generator = streams.make_stream(config.seed, "audit/unfolding/bootstrap")
     times = generator.multinomial(len(joint), np.full(len(joint), 1.0 / len(joint)), size=N_BOOTSTRAP)
+    draws = [_maximise(joint, marginal, t, best).tolist() for t in times]
     out = {"snr_edges": list(SNR_EDGES), "radius_edges": list(RADIUS_EDGES), "n_lenses": len(joint),
-           "log_weights": best.tolist(), "draws": [_maximise(joint, marginal, t, best).tolist() for t in times]}  # fmt: skip
+           "log_weights": best.tolist(), "draws": draws}  # fmt: skip
     return out | {"hash": hash_object(out)}
 
 

@@ -25,7 +25,8 @@ def draw_arcs(n, seed, selected=False):
     n = len(snr)
     return pd.DataFrame({
         "arc_snr_true": snr, "theta_E": theta, "psfsize_r": psfsize, "depth_r": rng.normal(24.5, 0.4, n),
-        "mag_host": rng.normal(18.5, 0.7, n), "arc_energy": 0.7 * snr * rng.lognormal(0.0, 0.5, n) + rng.normal(0, 2, n),
+        "mag_host": rng.normal(18.5, 0.7, n),
+        "arc_energy": 0.7 * snr * rng.lognormal(0.0, 0.5, n) + rng.normal(0, 2, n),
         "arc_snr": 0.2 * snr * rng.lognormal(0.0, 0.6, n) + rng.normal(0, 2, n),
         "arc_radius": np.where(rng.random(n) < 0.2, np.nan, theta + rng.normal(0, 0.3, n)),
         "galaxy_id": [f"g{i}" for i in range(n)], "split": "train",

@@ -296,10 +296,16 @@ def test_contaminant_control_keeps_the_flux(hosts, table):
 
 
 def test_tilted_draws_weigh_back_to_the_prior(hosts):
-    plain, tilted = (priors.draw_closure(hosts, 400, 5, config=CONFIG, tilt=tilt) for tilt in (None, (30.0, 1.0)))
-    log, own = np.log(plain["arc_snr_true"]), np.log(tilted["arc_snr_true"])
-    weight = tilted["weight"] / tilted["weight"].sum()
-    sigma = np.hypot(log.std() / np.sqrt(len(log)), own.std() * np.sqrt((weight**2).sum()))
-    assert abs(weight @ own - log.mean()) < 4 * sigma
-    assert own.mean() > log.mean() + 4 * sigma  # bright arcs are many
-    assert (plain["weight"] == 1).all() and tilted["weight"].min() >= 1.0
+    plain = priors.draw_closure(hosts, 400, 5, config=CONFIG)
+    for n_fair in (0, 200):
+        tilted = priors.draw_closure(hosts, 500, 6, config=CONFIG, tilt=(30.0, 1.0), n_fair=n_fair)
+        log, own = np.log(plain["arc_snr_true"]), np.log(tilted["arc_snr_true"])
+        weight = tilted["weight"] / tilted["weight"].sum()
+        sigma = np.hypot(log.std() / np.sqrt(len(log)), own.std() * np.sqrt((weight**2).sum()))
+        assert abs(weight @ own - log.mean()) < 4 * sigma
+        bright = own[tilted["tilted"]]
+        assert bright.mean() > log.mean() + 4 * sigma  # bright arcs are many
+        assert (~tilted["tilted"]).sum() == n_fair
+    fair = priors.draw_closure(hosts, 200, 6, config=CONFIG)
+    assert np.array_equal(fair["arc_snr_true"], tilted["arc_snr_true"].head(200))  # the draws a prior without a tilt gives
+    assert (plain["weight"] == 1).all() and "tilted" not in plain
