@@ -32,7 +32,8 @@ def make_row(verdict="closes"):
 def make_closure(verdict="closes"):
     control = {"must_fail": True, "caught": True, "caught_by": ["twins"], "conditional": make_row("does not close"),
                "calibrated": make_row(), "twins": make_row("does not close")}  # fmt: skip
-    extra = {"twins": make_row(), "calibrated": make_row(), "extended": make_row(), "oracle": make_row(), "grid": make_row("inconclusive"),
+    extra = {"twins": make_row(), "calibrated": make_row(), "extended": make_row(), "oracle": make_row(),
+             "grid": make_row("inconclusive"),
              "controls": {"random_hosts": control, "faint": control, "gain_150": control | {"must_fail": False},
                           "unspoiled": control | {"must_fail": False, "caught": False}},
              "detector": "0123abcd4567"}  # fmt: skip

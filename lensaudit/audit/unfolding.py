@@ -3,8 +3,8 @@
 Lenses are in a catalogue because somebody saw them, so that at equal *measured* brightness they are brighter in truth
 than a draw from the prior. `unfold_selection` infers how much more likely the catalogue holds a lens of higher true
 S/N and larger theta_E over seeing, from blind measurements of train and validation lenses on one side and of
-injections, whose truth is known, on the other. Closure takes the result as base weights in its row `calibrated` (SPEC 7.4: the
-proposal calibrated to train and validation targets and frozen before a test lens is joined).
+injections, whose truth is known, on the other. Closure takes the result as base weights in its row `calibrated` (SPEC
+7.4: the proposal calibrated to train and validation targets and frozen before a test lens is joined).
 
 No detector score and no test lens enters; a table that holds either is refused.
 """

@@ -307,5 +307,6 @@ def test_tilted_draws_weigh_back_to_the_prior(hosts):
         assert bright.mean() > log.mean() + 4 * sigma  # bright arcs are many
         assert (~tilted["tilted"]).sum() == n_fair
     fair = priors.draw_closure(hosts, 200, 6, config=CONFIG)
-    assert np.array_equal(fair["arc_snr_true"], tilted["arc_snr_true"].head(200))  # the draws a prior without a tilt gives
+    # Fair rows are the draws that a prior without a tilt gives.
+    assert np.array_equal(fair["arc_snr_true"], tilted["arc_snr_true"].head(200))
     assert (plain["weight"] == 1).all() and "tilted" not in plain
