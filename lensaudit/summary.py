@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 
 from lensaudit.artifacts import UserError
+from lensaudit.audit import members
+from lensaudit.audit.engine import read_benchmark
 from lensaudit.audit.verdict import DIAGNOSES, UNSPOILED
 from lensaudit.tables import HEADLINE, OBJECTIONS, SPLITS, STRICT, collect_tables, pick
 from lensaudit.wording import name_gate
@@ -21,7 +23,7 @@ OUTCOMES = {"GO": "n_go", "NO-GO": "n_no_go", "inconclusive": "n_inconclusive", 
 ARCHITECTURES = {"resnet18": "ResNet-18", "efficientnet_b0": "EfficientNet-B0"}
 FORMATS = {
     "matched_fraction": "pct", "confuser_share": "pct", "refused_fraction": "pct", "fprs": "sci", "achieved": "sci",
-    "prevalence": "sci", "purity": ".2f", "n_eff": ".1f", "n_eff_test": ".1f", "theta_small": ".2f",
+    "prevalence": "sci", "ladder.": ".2f", "smooth.": ".4f", "purity": ".2f", "n_eff": ".1f", "n_eff_test": ".1f", "theta_small": ".2f",
     "theta_large": ".2f", "config.": "g", "gates_failed": "latex", "engine.": "sci", "stamps_per_s": ".0f",
     "ratio_imagemodel": ".0f", "ratio_best_use": ".1f", "peak_memory_mb": ".0f", "first_call_s": ".1f",
     "engine.convergence.source_R": "g", "engine_setting": "g", "grid_setting": "g",
@@ -51,7 +53,8 @@ def collect_summary(stage):
         "evaluation": _collect_evaluation(stage), "realism": _collect_realism(stage),
         "engine": stage.read_json("06_injection_realism", "engine.json"), "injections": _collect_injections(stage),
         "completeness": _collect_completeness(stage),
-        "gates": _collect_gates(stage), **_collect_closure(closure),
+        "gates": _collect_gates(stage), **_collect_closure(closure), **_collect_models(stage),
+        "ladder": _collect_ladder(stage), "prior": _collect_prior(),
     }  # fmt: skip
 
 
@@ -195,6 +198,56 @@ def _collect_closure(closure):
                   "calibrated_predicted": row.get("calibrated", {}).get("predicted")}
            for name, row in controls.items()},
     }  # fmt: skip
+    return out
+
+
+def _collect_models(stage):
+    """Sections smooth, seeds and grids: what stands beside the map of completeness, at the headline's point."""
+    scores = stage.read_table("07_completeness", "smooth_scores.parquet")
+    checks = stage.read_table("07_completeness", "smooth_checks.parquet")
+    own = scores[scores["threshold_name"] == HEADLINE].set_index("model")
+    outside = checks[(checks["threshold_name"] == HEADLINE) & (checks["check"] == "cells outside")].iloc[0]
+    smooth = {"n_outside": int(outside["observed"]), "expected_outside": float(outside["expected"]),
+              "n_cells": int(outside["n_cells"])}  # fmt: skip
+    for model in ("cells", "constant"):
+        smooth |= {f"{model}_{key}": float(own.loc[model, key]) for key in ("gain", "gain_lower", "gain_upper")}
+    pooled = members.pool_seeds(stage.read_table("07_completeness", "seeds.parquet")).set_index("threshold_name")
+    keys = ("sigma_seed", "sigma_excess", "sigma_average", "factor_lower", "factor_upper")
+    grids, out = stage.read_table("07_completeness", "grid_comparison.parquet"), {}
+    flat = grids[(grids["threshold_name"] == HEADLINE) & (grids["weighting"] == "flat")]
+    for name, short in (("default", "default"), ("common 385", "common")):
+        row = flat[flat["grid"] == name].iloc[0]
+        out |= {f"{short}_{key}".removesuffix("_completeness"): float(row[key])
+                for key in ("completeness", "lower_total", "upper_total", "sigma_threshold")}  # fmt: skip
+    return {"smooth": smooth, "seeds": {key: float(pooled.loc[HEADLINE, key]) for key in keys}, "grids": out}
+
+
+def _collect_ladder(stage):
+    """Completeness at the ladder's two ends by weighting and operating point, and its largest steps."""
+    table = stage.read_table("07_completeness", "ladder.parquet")
+    ends, out = table[table["kind"] == "end"], {}
+    for point, short in (("score_0.3", "loose"), (HEADLINE, "headline")):
+        for row in ends[ends["threshold_name"] == point].itertuples():
+            name = f"{short}_{row.weighting}_{'published' if row.rung.startswith('published') else 'fiducial'}"
+            out |= {name: row.completeness, f"{name}_lower": row.lower, f"{name}_upper": row.upper}
+        seen = table[(table["kind"] == "observed") & (table["threshold_name"] == point)].iloc[0]
+        out |= {f"{short}_recall": seen["completeness"]}
+    steps = table[table["kind"].eq("path") & table["weighting"].eq("lenses") & table["threshold_name"].eq("score_0.3")]
+    for kind in ("first_in", "last_out"):
+        known = steps.dropna(subset=[kind])
+        if len(known):
+            top = known.loc[known[kind].abs().idxmax()]
+            out |= {f"{kind}_label": top["label"], kind: top[kind], f"{kind}_lower": top[f"{kind}_lower"],
+                    f"{kind}_upper": top[f"{kind}_upper"]}  # fmt: skip
+    return out
+
+
+def _collect_prior():
+    """How many percentiles of Collett's forecast the fiducial prior reproduces, from the stored benchmark."""
+    runs = {run["cut"]: run for run in read_benchmark("collett_table").get("runs", [])}
+    out = {}
+    for cut, short in (("paper", "specified"), ("run", "public")):
+        out |= {f"n_{short}": runs.get(cut, {}).get("n_passed"), "n_tested": runs.get(cut, {}).get("n_tested")}
     return out
 
 

@@ -122,6 +122,7 @@ def write_audit(stages, closure):
              for p in ("lenses", "injections")]  # fmt: skip
     stage.write_table("two_gates.parquet", pd.DataFrame(gates))
     stage.write_json("closure.json", closure)
+    write_models(stage)
     rates = pd.DataFrame({"point": "fpr_1e-2", "axis": ["all", "confuser proxy"], "stratum": ["all", "ring_proxy"],
                           "n": [11000, 400], "k": [110, 9], "per_1e4": [100.0, 225.0], "lower": [80.0, 100.0],
                           "upper": [120.0, 400.0]})  # fmt: skip
@@ -129,6 +130,31 @@ def write_audit(stages, closure):
     purity = pd.DataFrame({"point": "fpr_1e-2", "prevalence": [1e-4], "purity": [0.005], "lower": [0.004],
                            "upper": [0.006], "status": ["reported"]})  # fmt: skip
     stages["08_failure_modes"].write_table("prevalence.parquet", purity)
+
+
+def write_models(stage):
+    point = {"threshold_name": "fpr_1e-2"}
+    stage.write_table("smooth_scores.parquet", pd.DataFrame({
+        "model": ["smooth", "cells", "constant"], "gain": [0.0, 0.01, 0.02], "gain_lower": 0.0, "gain_upper": 0.03, **point,
+    }))  # fmt: skip
+    stage.write_table("smooth_checks.parquet", pd.DataFrame({
+        "check": ["cells outside"], "observed": 14.0, "expected": 13.3, "n_cells": 539, **point,
+    }))  # fmt: skip
+    stage.write_table("seeds.parquet", pd.DataFrame({
+        "sufficient": [True, True], "dof": 1, "completeness_audited": [0.2, 0.3], "completeness_companion": [0.3, 0.3],
+        "sigma_seed": [0.07, 0.0], "sigma_counting": 0.02, **point,
+    }))  # fmt: skip
+    stage.write_table("grid_comparison.parquet", pd.DataFrame({
+        "grid": ["default", "common 385"], "weighting": "flat", "completeness": [0.09, 0.07], "lower_total": 0.05,
+        "upper_total": 0.1, "sigma_threshold": 0.005, **point,
+    }))  # fmt: skip
+    rungs = [{"weighting": w, "threshold_name": t, "kind": kind, "rung": rung, "label": rung, "completeness": 0.1,
+              "lower": 0.05, "upper": 0.2, "first_in": value, "last_out": value}
+             for w in ("flat", "lenses") for t in ("score_0.3", "fpr_1e-2")
+             for kind, rung, value in (("end", "published_2026", np.nan), ("end", "collett", np.nan),
+                                       ("observed", "recall", np.nan), ("path", "hosts", 0.18))]  # fmt: skip
+    bounds = dict.fromkeys(("first_in_lower", "first_in_upper", "last_out_lower", "last_out_upper"), 0.2)
+    stage.write_table("ladder.parquet", pd.DataFrame(rungs).assign(**bounds))
 
 
 @pytest.fixture
