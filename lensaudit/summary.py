@@ -23,7 +23,8 @@ OUTCOMES = {"GO": "n_go", "NO-GO": "n_no_go", "inconclusive": "n_inconclusive", 
 ARCHITECTURES = {"resnet18": "ResNet-18", "efficientnet_b0": "EfficientNet-B0"}
 FORMATS = {
     "matched_fraction": "pct", "confuser_share": "pct", "refused_fraction": "pct", "fprs": "sci", "achieved": "sci",
-    "prevalence": "sci", "ladder.": ".2f", "smooth.": ".4f", "purity": ".2f", "n_eff": ".1f", "n_eff_test": ".1f", "theta_small": ".2f",
+    "prevalence": "sci", "ladder.": ".2f", "smooth.": ".4f",
+    "purity": ".2f", "n_eff": ".1f", "n_eff_test": ".1f", "theta_small": ".2f",
     "theta_large": ".2f", "config.": "g", "gates_failed": "latex", "engine.": "sci", "stamps_per_s": ".0f",
     "ratio_imagemodel": ".0f", "ratio_best_use": ".1f", "peak_memory_mb": ".0f", "first_call_s": ".1f",
     "engine.convergence.source_R": "g", "engine_setting": "g", "grid_setting": "g",

@@ -135,7 +135,8 @@ def write_audit(stages, closure):
 def write_models(stage):
     point = {"threshold_name": "fpr_1e-2"}
     stage.write_table("smooth_scores.parquet", pd.DataFrame({
-        "model": ["smooth", "cells", "constant"], "gain": [0.0, 0.01, 0.02], "gain_lower": 0.0, "gain_upper": 0.03, **point,
+        "model": ["smooth", "cells", "constant"], "gain": [0.0, 0.01, 0.02], "gain_lower": 0.0, "gain_upper": 0.03,
+        **point,
     }))  # fmt: skip
     stage.write_table("smooth_checks.parquet", pd.DataFrame({
         "check": ["cells outside"], "observed": 14.0, "expected": 13.3, "n_cells": 539, **point,
