@@ -55,7 +55,7 @@ def plot_ladder(table, simulated=True, point=None, weightings=("flat", "lenses")
     if len(missing):
         axes[-1].text(0.03, len(rows) + 0.4, "not run: " + ",\n".join(missing), fontsize=6, va="bottom",
                       transform=axes[-1].get_yaxis_transform())  # fmt: skip
-    names = {0: "published_2026", **dict(zip(places.values(), rows["label"], strict=True))}
+    names = {0: "published set-up", **dict(zip(places.values(), rows["label"], strict=True))}
     axes[0].set(yticks=list(names), yticklabels=[name.replace("theta_E", r"$\theta_{\rm E}$").replace(
         "sigma", r"$\sigma_v$") for name in names.values()], ylim=(len(rows) + 0.6, -0.6))  # fmt: skip
     handles = [h for axis in (axes[0], axes[-1]) for h in axis.get_legend_handles_labels()[0]]

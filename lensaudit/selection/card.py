@@ -40,7 +40,7 @@ def _take_row(row):
 
 def describe_closure(block):
     """Return the closure block as a sentence."""
-    if block.get("recall") is None or block.get("predicted") is None:
+    if not block.get("n_lenses") or block.get("recall") is None or block.get("predicted") is None:
         return f"closure: {block['verdict']}; whether the injections predict the recall of real lenses is not known"
     low, high = block["interval"]
     numbers = (f"at {block['operating_point']} the injections predict a recall of {block['predicted']:.3f} "

@@ -278,7 +278,7 @@ def test_what_was_not_run_says_so_and_an_end_that_lacks_is_refused():
     assert set(table.loc[table["status"] == "not run", "rung"]) == {"seeds", "bank"}
     fig = plot_ladder(table)
     texts = [label.get_text() for label in fig.axes[0].get_yticklabels()]
-    assert texts[0] == "published_2026" and "source colours" in texts and "clip 20, retrained" in texts
+    assert texts[0] == "published set-up" and "source colours" in texts and "clip 20, retrained" in texts
     with pytest.raises(UserError, match="collett"):
         ladder.tabulate_ladder(scored[scored["run"] != "collett"], make_lenses(), POINTS, CONFIG)
 
