@@ -353,7 +353,9 @@ def run_controls(table, twins, hosts, boxes, detector, config, folder, bias=None
 
 def _take_parts(table, twins, config):
     twins = twins.groupby("lens_id", sort=False).head(max(2, config.closure.n_twins // 2))
-    return table.head(config.closure.n_control).reset_index(drop=True), twins.reset_index(drop=True)
+    # Evenly spread, so that a closure set that is a mixture of draws keeps its shares and with them its weights.
+    step = max(1, len(table) // config.closure.n_control)
+    return table.iloc[::step].head(config.closure.n_control).reset_index(drop=True), twins.reset_index(drop=True)
 
 
 def stack_controls(controls):

@@ -73,17 +73,20 @@ def close_conditional(lenses, injections, threshold, choice, config, name, selec
     config : lensaudit.config.Config
     name : str
     selection : dict, optional
-        From `unfolding.unfold_selection`: base weights are then the prior's times the chance of being catalogued, and
-        its own error enters the interval.
+        From `unfolding.unfold_selection`: base weights are then the prior's times the chance of being catalogued,
+        support is counted with them, and the selection's own error enters the interval.
 
     Returns
     -------
     row : dict
-        As `compare_recall`, with n_unsupported and model.
+        As `compare_recall`, with n_unsupported, model and n_eff, the host-clustered effective number of all injections.
     table : pandas.DataFrame
         galaxy_id, supported, local_n_eff, p, recovered of every lens.
     """
-    supported, n_eff = find_supported(lenses, injections, config)
+    own = injections
+    if selection is not None:
+        own = injections.assign(weight=weigh_selection(injections, selection["log_weights"]))
+    supported, n_eff = find_supported(lenses, own, config)
     use = lenses[supported].reset_index(drop=True)
     recovered = (use["logit"] > threshold).to_numpy()
     flag = (injections["logit"] > threshold).to_numpy()
@@ -96,15 +99,17 @@ def close_conditional(lenses, injections, threshold, choice, config, name, selec
         row = compare_recall(use, recovered, p, draws, config, name)
     else:
         row = make_empty_row()
+    row |= {"n_eff": stats.kish_n_eff(take_weights(own), own["host_index"].to_numpy())}
     return row | {"n_unsupported": int((~supported).sum()), "model": f"{choice['kind']} {choice['parameter']:g}"}, table
 
 
 def _predict(lenses, injections, flag, choice, config, generator, selection):
     """Return p_i and its draws: hosts resampled and, with a selection, its own draws on top."""
-    scaler, base = fit_scaler(injections, choice["covariates"]), take_weights(injections)
+    own = injections
     if selection is not None:
-        base = weigh_selection(injections, selection["log_weights"])
-    model = fit_model(choice, injections, flag, scaler, base)
+        own = injections.assign(weight=weigh_selection(injections, selection["log_weights"]))
+    scaler = fit_scaler(own, choice["covariates"])
+    model = fit_model(choice, own, flag, scaler, take_weights(own))
     p, draws = model.predict(lenses), model.draw(lenses, config.closure.n_bootstrap, generator)
     if selection is not None:
         moved = [fit_model(choice, injections, flag, scaler, weigh_selection(injections, log)).predict(lenses) - p

@@ -63,8 +63,11 @@ def _take_covariates(table, names):
 
 def fit_scaler(table, names=COVARIATES):
     """Fit centre (median) and scale (half the 16-84 % range) of the covariates of injections."""
-    values = _take_covariates(table, names)
-    low, centre, high = np.nanpercentile(values, [16, 50, 84], axis=0)
+    values, weights, rows = _take_covariates(table, names), take_weights(table), []
+    for column in values.T:
+        use = np.isfinite(column)
+        rows.append(stats.weighted_quantile(column[use], np.array([0.16, 0.5, 0.84]), weights[use]))
+    low, centre, high = np.transpose(rows)
     return Scaler(tuple(names), centre, np.maximum(0.5 * (high - low), 1e-6))
 
 

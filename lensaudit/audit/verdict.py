@@ -15,6 +15,7 @@ UNSPOILED = "unspoiled"  # the correct injections that controls are judged again
 # Guards of SPEC 8.3.
 GRID_MIN_N_EFF = 30.0
 GRID_MAX_WEIGHT = 0.05  # of the sum
+MIN_APART = 2.0  # a control is caught only where it also lies this far from correct injections, in their scatters
 GRID_MIN_PRECISION = 4.0  # mu^2 / var of the prediction, per lens
 
 
@@ -171,7 +172,8 @@ def judge_controls(controls):
             right = controls[UNSPOILED][label]
             sigma = max(np.hypot(row["predicted_sigma"], right["predicted_sigma"]), 1e-12)
             entry[label] = row | {"z_unspoiled": (row["predicted"] - right["predicted"]) / sigma}
-            if row["verdict"] == "does not close" and right["verdict"] != "does not close":
+            apart = abs(entry[label]["z_unspoiled"]) > MIN_APART
+            if row["verdict"] == "does not close" and right["verdict"] != "does not close" and apart:
                 caught.append(label)
         out[kind] = entry | {"caught": bool(caught), "caught_by": caught}
     return out

@@ -197,6 +197,8 @@ def _draw_rows(axis, rows):
         colour = COLOURS["vermilion"] if failed else "0.55" if row["verdict"] == "refused" else COLOURS["black"]
         errors = _bars(row.to_frame().T.astype({"predicted": float}), "predicted").astype(float)
         axis.errorbar([row["predicted"]], [place], xerr=errors, fmt="o", color=colour, ms=3.5, lw=1.2)
+        if row["recall"] != main["recall"]:  # a row on other lenses has a recall of its own
+            axis.plot([row["recall"]], [place], marker="|", color=COLOURS["blue"], ms=7)
         axis.text(1.01, place, row["verdict"], va="center", fontsize=6, color=colour,
                   transform=axis.get_yaxis_transform())  # fmt: skip
     axis.axhline((~rows["row"].str.contains(" / ")).sum() - 0.5, color="0.8", lw=0.6)

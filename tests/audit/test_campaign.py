@@ -126,3 +126,15 @@ def test_a_detector_that_was_not_frozen_is_refused(tmp_path):
     (tmp_path / "weights.safetensors").write_bytes(b"other")
     with pytest.raises(UserError, match="weights differ"):
         campaign.check_frozen(FakeStage(), Detector())
+
+
+def test_parts_of_controls_keep_the_shares_of_a_mixture():
+    rng = np.random.default_rng(3)
+    table = pd.DataFrame({"injection_id": np.arange(2000), "tilted": np.arange(2000) >= 800})
+    table["arc_snr_true"] = rng.lognormal(2.0 + table["tilted"], 0.5)
+    table["weight"] = np.where(table["tilted"], 0.5, 1.0)
+    config = dataclasses.replace(CONFIG, closure=dataclasses.replace(CONFIG.closure, n_control=400))
+    part, _ = campaign._take_parts(table, pd.DataFrame({"lens_id": ["a"] * 4}), config)
+    assert len(part) == 400 and part["tilted"].mean() == table["tilted"].mean()
+    whole = np.average(table["arc_snr_true"], weights=table["weight"])
+    assert np.average(part["arc_snr_true"], weights=part["weight"]) == pytest.approx(whole, rel=0.1)
