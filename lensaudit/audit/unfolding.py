@@ -58,8 +58,8 @@ def unfold_selection(injections, lenses, config):
     With w the relative chance, b the bins of truth, c the conditions and T the statistics of lens i, the likelihood is
     prod_i sum_b w_b p(T_i, b | c_i) / sum_b w_b p(b | c_i); the two densities are kernel sums over the injections. The
     chance is taken as a product of one factor in true S/N and one in theta_E / psfsize_r, steps held smooth by a
-    penalty. That form is an assumption; the simulated sky's own discovery has it. The factor also takes up any error of the
-    prior in brightness or radius.
+    penalty. That form is an assumption; the simulated sky's own discovery has it. The factor also takes up any error
+    of the prior in brightness or radius.
     """
     _refuse(injections, lenses)
     lenses = lenses[np.isfinite(lenses[list(CONDITIONS)]).all(axis=1)]
