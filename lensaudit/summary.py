@@ -234,6 +234,7 @@ def _collect_ladder(stage):
         seen = table[(table["kind"] == "observed") & (table["threshold_name"] == point)].iloc[0]
         out |= {f"{short}_recall": seen["completeness"]}
     steps = table[table["kind"].eq("path") & table["weighting"].eq("lenses") & table["threshold_name"].eq("score_0.3")]
+    steps = steps[steps["rung"] != "cuts"]  # a selection and no ingredient
     for kind in ("first_in", "last_out"):
         known = steps.dropna(subset=[kind])
         if len(known):
