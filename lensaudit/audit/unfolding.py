@@ -80,14 +80,15 @@ def unfold_selection(injections, lenses, config):
     return out | {"hash": hash_object(out)}
 
 
-def unfold_selections(injections, controls, lenses, config):
-    """Unfold the selection with the right injections ("main") and with those of each control, which get their own.
+def unfold_selections(tables, lenses, config):
+    """Unfold the selection with each of several sets of injections, such as a control's, which gets its own.
 
     Parameters
     ----------
-    injections, lenses, config
+    tables : dict of name -> pandas.DataFrame
+        Injections; scores are dropped here.
+    lenses, config
         As `unfold_selection` takes them; scores are dropped and test lenses left out here.
-    controls : dict of name -> (injections, twins)
 
     Returns
     -------
@@ -98,7 +99,6 @@ def unfold_selections(injections, controls, lenses, config):
     targets = targets.drop(columns=["logit", "score"], errors="ignore")
     if len(targets) < 2 * MIN_LENSES:
         return {}
-    tables = {"main": injections} | {kind: pair[0] for kind, pair in controls.items()}
     blind = {kind: table.drop(columns=[c for c in table if c.startswith("logit")]) for kind, table in tables.items()}
     return {kind: unfold_selection(table, targets, config) for kind, table in blind.items()}
 
