@@ -1,4 +1,4 @@
-"""The command line: ``python -m lensaudit survey|run|query|promote|verify|paper|report|publish``; make calls it."""
+"""The command line: ``python -m lensaudit COMMAND``, listed by ``--help``; make calls it."""
 
 import argparse
 import sys
@@ -12,6 +12,7 @@ def parse_arguments(arguments=None):
         "survey": "make the simulated sky, or index the data root",
         "run": "execute one notebook",
         "query": "ask a selection function for the probability of detection",
+        "card": "print the benchmark card: what the literature quotes, measured here beside the published numbers",
         "promote": "copy figures, macros and tables to figures/ and paper/generated/",
         "verify": "compare key numbers with stored reference values",
         "paper": "build paper/paper.pdf",
@@ -27,8 +28,12 @@ def parse_arguments(arguments=None):
             command.add_argument("--data-root", default="", help="folder of external data")
         if name == "query":
             add_query(command)
+        if name == "card":
+            command.add_argument("--csv", action="store_true", help="print comma-separated values")
         if name == "report":
             command.add_argument("--since", type=float, default=0.0, help="start of this make, seconds since the epoch")
+        if name == "verify":
+            command.add_argument("--skies", action="store_true", help="also fail on the rule over many simulated skies")
         if name not in ("paper", "query"):
             command.add_argument("--profile", default="demo", help="shipped profile or path of a TOML file")
     return parser.parse_args(arguments)

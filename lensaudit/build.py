@@ -123,11 +123,14 @@ def command_promote(profile):
     promote(profile)
 
 
-def command_verify(profile):
-    """Compare key numbers with stored reference values."""
+def command_verify(profile, skies=False):
+    """Compare key numbers with stored reference values and, where asked, fail on the rule over many skies."""
+    from lensaudit.audit.skies import check_skies
     from lensaudit.report import verify
 
-    return verify(profile)
+    verify(profile)
+    if skies:
+        print(check_skies(), file=sys.stderr)
 
 
 def command_paper():
@@ -225,6 +228,20 @@ def command_query(folder, theta_E, seeing, depth, threshold=None, prior=None, le
     print(f"threshold {found.attrs['threshold']}, prior {found.attrs['prior']}, interval {level:.0%}\n"
           f"{found.astype({'reason': str}).to_string(index=False, float_format='{:.4g}'.format)}")  # fmt: skip
     print(f"\033[31m{verdict}\033[0m" if found.attrs["closes"] is not True else verdict)
+
+
+def command_card(profile, csv=False):
+    """Print the benchmark card of a profile; see `audit.card.collect_card`."""
+    from lensaudit.audit.card import collect_card, write_card
+
+    config = load_config(profile)
+    card = collect_card(folder_of(profile), config)
+    sky = "simulated sky" if config.survey.simulated else "survey data"
+    if csv:
+        print(f"# {sky}\n{card.to_csv(index=False, float_format='%.6g')}", end="")
+        return
+    print(f"benchmark card of {config.profile}, measured on {sky}\nindented: published, of other samples and surveys; "
+          f"no row is a contest\n{write_card(card)}")  # fmt: skip
 
 
 def _read_numbers(name, values):

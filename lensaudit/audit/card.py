@@ -4,15 +4,17 @@ A published number stands beside the statistic it is nearest to; `remark` says h
 populations are not the same, so that no row is a contest.
 """
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from lensaudit.artifacts import read_json, read_table
+from lensaudit.artifacts import UserError, read_json, read_table
 from lensaudit.audit.completeness import AXES, average_cells, tabulate_bins
 from lensaudit.audit.selected import measure_quantiles
 
+STAGES = ("05_evaluation", "06_injection_realism", "07_completeness")
 POINTS = ("score_0.3", "fpr_1e-3", "fpr_1e-2")
 LENSED = (20.0, 22.0)  # r mag of the lensed source, the range quoted
 BALAJI = "Balaji & Johnson 2026 (public files, not rerun)"
@@ -56,8 +58,17 @@ def collect_card(folder, config):
         statistic, point (operating point; empty where there is none), value, lower, upper (95 %; NaN where not made),
         n, reference, reference_value, reference_upper (end of a range), remark. A statistic without a published number
         has an empty reference; a published one that cannot be computed here has value NaN.
+
+    Raises
+    ------
+    UserError
+        When one of the stages has not been made.
     """
     folder = Path(folder)
+    missing = [name for name in STAGES if not (folder / name / "manifest.json").is_file()]
+    if missing:
+        raise UserError(f"{folder.name}: stage {', '.join(missing)} is not finished; run make summary "
+                        f"PROFILE={folder.name} first")  # fmt: skip
     limits = read_json(folder / "05_evaluation" / "thresholds.json")
     cuts = {name: limits[name]["threshold"] for name in POINTS if limits.get(name, {}).get("threshold") is not None}
     rows = pd.DataFrame(_take_evaluation(folder / "05_evaluation") + _take_realism(folder / "06_injection_realism")
@@ -70,6 +81,34 @@ def collect_card(folder, config):
     card = card.assign(place=card["statistic"].map(place)).sort_values(["place", "point", "reference"], kind="stable")
     text = ["reference", "remark"]
     return card.assign(**card[text].fillna("")).drop(columns="place").reset_index(drop=True)
+
+
+def write_card(card):
+    """Return the card as text of at most 120 columns: what was measured, the published numbers indented below it.
+
+    Parameters
+    ----------
+    card : pandas.DataFrame
+        From `collect_card`.
+
+    Returns
+    -------
+    str
+    """
+    width = card["statistic"].str.len().max()
+    lines = [f"{'statistic':{width}}  {'point':9}  {'here':>7}  {'95 %':18}  {'n':>6}"]
+    for key, rows in card.groupby(["statistic", "point"], sort=False):
+        first = rows.iloc[0]
+        known, bounds = np.isfinite(first["value"]), np.isfinite(first["lower"])
+        value = f"{first['value']:.4f}" if known else "-"
+        interval = f"[{first['lower']:.4f}, {first['upper']:.4f}]" if bounds else ""
+        n = f"{first['n']:.0f}" if np.isfinite(first["n"]) else ""
+        lines.append(f"{key[0]:{width}}  {key[1]:9}  {value:>7}  {interval:18}  {n:>6}".rstrip())
+        for r in rows[rows["reference"] != ""].itertuples():
+            number = f"{r.reference_value:g}" + (f" to {r.reference_upper:g}" if np.isfinite(r.reference_upper) else "")
+            lines += textwrap.wrap(f"{number}, {r.reference}: {r.remark}", 120, initial_indent=" " * 6,
+                                   subsequent_indent=" " * 8)  # fmt: skip
+    return "\n".join(lines)
 
 
 def _row(statistic, point, value, lower=np.nan, upper=np.nan, n=np.nan):

@@ -1,9 +1,13 @@
 """The benchmark card takes each statistic from its artifact and puts the published number beside the right one."""
 
+import io
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from lensaudit import build
+from lensaudit.__main__ import main
 from lensaudit.artifacts import UserError, write_json, write_table
 from lensaudit.audit import card
 from lensaudit.config import load_config
@@ -39,6 +43,8 @@ def folder(tmp_path):
     # Rows of the closure set that are not drawn as the prior has them are no part of a distribution.
     drawn = pd.concat([table.assign(tilted=False), table.assign(tilted=True, source_R=9.0)], ignore_index=True)
     tables = {"grid_injections": table, "closure_injections": drawn, "cells": cells, "cells_385": cells}
+    for stage in card.STAGES:
+        write_json(tmp_path / stage / "manifest.json", {})
     for name, own in tables.items():
         write_table(tmp_path / f"07_completeness/{name}.parquet", own)
     return tmp_path
@@ -71,3 +77,23 @@ def test_what_cannot_be_computed_stays_empty(folder):
     (folder / "06_injection_realism/realism.parquet").unlink()
     with pytest.raises(UserError, match="realism.parquet"):
         card.collect_card(folder, load_config("smoke"))
+
+
+def test_one_command_prints_the_card(folder, monkeypatch, capsys):
+    monkeypatch.setattr(build, "folder_of", lambda profile: folder)
+    assert main(["card", "--profile", "smoke"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 120 and "simulated sky" in lines[0]
+    row = next(i for i, line in enumerate(lines) if line.startswith("recall, Tier A ") and "score_0.3" in line)
+    assert "0.8000  [0.7000, 0.9000]" in lines[row] and lines[row].endswith(" 40")
+    assert lines[row + 1].strip().startswith("0.893, Balaji & Johnson 2026 (public files, not rerun): 100 of 112")
+    assert sum(line.startswith("AUC ") for line in lines) == 1  # one measurement, two published numbers below it
+    assert main(["card", "--profile", "smoke", "--csv"]) == 0
+    head, text = capsys.readouterr().out.split("\n", 1)
+    assert head == "# simulated sky"
+    out, expected = pd.read_csv(io.StringIO(text)), card.collect_card(folder, load_config("smoke"))
+    assert out["statistic"].tolist() == expected["statistic"].tolist()
+    np.testing.assert_allclose(out[["value", "reference_value"]], expected[["value", "reference_value"]], rtol=1e-5)
+    (folder / "06_injection_realism/manifest.json").unlink()
+    assert main(["card", "--profile", "smoke"]) == 2
+    assert "stage 06_injection_realism is not finished" in capsys.readouterr().err
