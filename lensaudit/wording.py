@@ -12,7 +12,7 @@ POINTS = {
     "score_0.3": r"score $> 0.3$", "score_0.5": r"score $> 0.5$",
 }  # fmt: skip
 SPLITS = {"train": "training", "val": "validation", "test": "test", "silver": "silver"}
-TIERS = {"A": "Tier A lenses", "B": "Tier B lenses", "S": "silver lenses", "N1": "parent galaxies (N1)",
+TIERS = {"A": "Tier A lenses", "B": "Tier B lenses", "S": "Tier S lenses", "N1": "parent galaxies (N1)",
          "N2": "confusers (N2)"}  # fmt: skip
 CATEGORIES = {
     "all": "all parent galaxies", "N1": TIERS["N1"], "N2": TIERS["N2"], "agn_proxy": "active-nucleus proxy",

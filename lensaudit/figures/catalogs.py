@@ -27,15 +27,16 @@ def plot_sky_map(table, by="tier", simulated=True):
     -------
     matplotlib.figure.Figure
     """
-    figure, axis = new_figure("text", 2.5)
+    figure, axis = new_figure("text", 1.75)
     colours = _TIERS if by == "tier" else _SPLITS
-    for name, colour in colours.items():
+    for (name, colour), marker in zip(colours.items(), "os^D", strict=False):
         part = table[table[by] == name]
         if len(part):
-            axis.scatter(part["ra"], part["dec"], s=3, lw=0, color=colour, alpha=0.8, rasterized=True,
+            axis.scatter(part["ra"], part["dec"], s=4, lw=0, color=colour, marker=marker, alpha=0.8, rasterized=True,
                          label=f"{(TIERS if by == 'tier' else SPLITS).get(name, name)} ({len(part):,})")
-    axis.set(xlabel=label("ra"), ylabel=label("dec"), xlim=(360, 0))
-    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=3, handletextpad=0.2)
+    axis.set(xlabel=label("ra"), ylabel=label("dec"), xlim=(360, 0), aspect="equal")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=4, markerscale=2.5,
+                  handletextpad=0.2)  # fmt: skip
     return mark_simulated(figure, simulated)
 
 

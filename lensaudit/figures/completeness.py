@@ -81,7 +81,7 @@ def plot_slices(marginals, simulated=True):
                 part = table[(table["threshold_name"] == point) & (table["weighting"] == weighting)].sort_values(name)
                 if part.empty:
                     continue
-                text = name_point(point) + ("" if weighting == "footprint" else ", flat average")
+                text = name_point(point) + (", survey's mix" if weighting == "footprint" else ", flat average")
                 axis.plot(part[name], part["completeness"], style, color=colour, label=text, marker=".")
                 if weighting == "footprint":
                     axis.fill_between(part[name], part["lower"], part["upper"], color=colour, alpha=0.2, linewidth=0)
@@ -103,14 +103,14 @@ def plot_zlens(curve, threshold_name, simulated=True):
     """
     fig, axis = new_figure("column", 2.6)
     own = curve[curve["threshold_name"] == threshold_name]
-    for colour, (z, part) in zip(("blue", "green", "orange", "vermilion", "purple", "black"), own.groupby("z_lens"),
-                                 strict=False):  # fmt: skip
+    looks = zip(("blue", "green", "orange", "vermilion", "purple", "black"), "os^Dvx", strict=True)
+    for (colour, marker), (z, part) in zip(looks, own.groupby("z_lens"), strict=False):
         part = part.sort_values("theta_E")
-        axis.plot(part["theta_E"], part["completeness"], color=COLOURS[colour], marker=".",
+        axis.plot(part["theta_E"], part["completeness"], color=COLOURS[colour], marker=marker, ms=3,
                   label=rf"$z_{{\rm l}}$ = {z:.2f}")  # fmt: skip
         axis.fill_between(part["theta_E"], part["lower"], part["upper"], color=COLOURS[colour], alpha=0.15, linewidth=0)
     axis.set(xlabel=label("theta_E"), ylabel=f"completeness at {name_point(threshold_name)}", ylim=(0, None))
-    axis.legend(ncols=2)
+    fig.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=4, columnspacing=1.0)
     return mark_simulated(fig, simulated)
 
 
@@ -140,7 +140,8 @@ def plot_gates(gates, simulated=True):
         axis.set(xlabel=label({"psfsize_r": "seeing"}.get(name, name)), ylim=(-0.02, 1.02))
     np.atleast_1d(axes)[0].set_ylabel("fraction")
     handles, texts = np.atleast_1d(axes)[0].get_legend_handles_labels()
-    fig.legend(handles, texts, loc="outside upper center", ncols=3, fontsize=6)
+    order = [i for pair in zip(range(3), range(3, len(handles)), strict=False) for i in pair]  # filled by columns
+    fig.legend([handles[i] for i in order], [texts[i] for i in order], loc="outside upper center", ncols=3, fontsize=6)
     return mark_simulated(fig, simulated)
 
 

@@ -26,11 +26,15 @@ def plot_scores(table, thresholds, simulated=True):
     matplotlib.figure.Figure
     """
     fig, axes = new_figure("text", 2.5, ncols=2, sharex=True)
-    present = [name for name in CLASS_COLOURS if (table["class"] == name).any()]
+    number = table["class"].value_counts()
+    palette = {f"{name} ({number[name]:,})": colour for name, colour in CLASS_COLOURS.items() if name in number}
     common = {"x": "logit", "common_norm": False, "fill": False, "linewidth": 1.1, "bw_adjust": 0.8, "cut": 0}
-    seaborn.kdeplot(table, hue="class", hue_order=present, palette=CLASS_COLOURS, ax=axes[0], **common)
+    named = table.assign(**{"class": table["class"].map(lambda name: f"{name} ({number[name]:,})")})
+    seaborn.kdeplot(named, hue="class", hue_order=list(palette), palette=palette, ax=axes[0], **common)
     lenses = table[table["class"] == "Tier A lenses"].rename(columns={"seeing_bin": label("psfsize_r")})
     lenses[label("psfsize_r")] = lenses[label("psfsize_r")].map(spell_out)
+    number = lenses[label("psfsize_r")].value_counts()
+    lenses[label("psfsize_r")] = lenses[label("psfsize_r")].map(lambda name: f"{name} ({number[name]})")
     order = list(dict.fromkeys(lenses.sort_values("seeing_order")[label("psfsize_r")]))
     colours = [COLOURS["purple"], COLOURS["green"], COLOURS["orange"]][: len(order)]
     seaborn.kdeplot(lenses, hue=label("psfsize_r"), hue_order=order, palette=colours, ax=axes[1], **common)
@@ -39,11 +43,11 @@ def plot_scores(table, thresholds, simulated=True):
         axis.set_ylim(top=1.15 * axis.get_ylim()[1])  # room for the thresholds' names above the curves
         for (name, threshold), style, height in zip(marked, ("--", ":"), (0.98, 0.90), strict=False):
             axis.axvline(threshold, color=COLOURS["grey"], ls=style, lw=0.8)
-            axis.text(threshold, height, f" {name}", va="top", fontsize=6, color=COLOURS["grey"],
+            axis.text(threshold, height, f" {name}", va="top", fontsize=6, color="0.25",
                       transform=axis.get_xaxis_transform())  # fmt: skip
         axis.set(xlabel=label("logit"), ylabel="density")
         if axis.get_legend():
-            seaborn.move_legend(axis, "lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, title=title,
+            seaborn.move_legend(axis, "lower center", bbox_to_anchor=(0.5, 1.0), ncols=3 if title else 2, title=title,
                                 columnspacing=0.9, handlelength=1.0)  # fmt: skip
     return mark_simulated(fig, simulated)
 
@@ -60,13 +64,13 @@ def plot_recall_curve(curve, points, simulated=True):
     simulated : bool
     """
     fig, axis = new_figure("column", 2.6)
-    colours = dict(zip(curve["subset"].unique(), (COLOURS["blue"], COLOURS["orange"], COLOURS["green"]), strict=False))
-    for subset, part in curve.groupby("subset", sort=False):
-        colour = colours[subset]
+    looks = (("blue", "-", "o"), ("orange", "--", "s"), ("green", ":", "^"))
+    for (subset, part), (colour, line, marker) in zip(curve.groupby("subset", sort=False), looks, strict=False):
+        colour = COLOURS[colour]
         axis.fill_between(part["fpr"], part["lower"], part["upper"], color=colour, alpha=0.2, lw=0, step="pre")
-        axis.step(part["fpr"], part["recall"], color=colour, label=subset)
+        axis.step(part["fpr"], part["recall"], color=colour, ls=line, label=subset)
         own = points[points["subset"] == subset]
-        axis.errorbar(own["achieved_fpr"], own["recall"], fmt="o", color=colour,
+        axis.errorbar(own["achieved_fpr"], own["recall"], fmt=marker, color=colour,
                       xerr=np.abs(own[["fpr_lower", "fpr_upper"]].to_numpy().T - own["achieved_fpr"].to_numpy()),
                       yerr=np.abs(own[["lower_total", "upper_total"]].to_numpy().T - own["recall"].to_numpy()),
                       elinewidth=0.7)  # fmt: skip
@@ -124,7 +128,7 @@ def plot_strata(strata, axes_shown=("seeing x depth", "TYPE", "nobs_z"), simulat
     ])
     left.tick_params(axis="y", labelsize=6)
     left.set(xlabel="recall of labelled lenses", xlim=(0, 1))
-    right.set(xlabel=label("fpr_per_1e4"), xscale="symlog", xlim=(0, None))
+    right.set(xlabel=label("fpr_per_1e4"), xscale="symlog", xlim=(0, 2e4 * table["fpr_upper"].max()))
     for axis in (left, right):
         axis.grid(axis="x", lw=0.3, color=COLOURS["grey"], alpha=0.5)
     return mark_simulated(fig, simulated)
@@ -143,12 +147,12 @@ def plot_recall_cells(table, simulated=True):
     fig, axes = new_figure("text", 2.3, ncols=len(names), sharey=True, squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         part = table[table["covariate"] == name]
-        for (point, rows), colour, shift in zip(part.groupby("point", sort=False),
-                                                (COLOURS["blue"], COLOURS["vermilion"], COLOURS["green"]),
-                                                (-0.01, 0.01, 0.03), strict=False):  # fmt: skip
+        looks = (("blue", "o", -0.01), ("vermilion", "s", 0.01), ("green", "^", 0.03))
+        for (point, rows), (colour, marker, shift) in zip(part.groupby("point", sort=False), looks, strict=False):
+            colour = COLOURS[colour]
             span = 0.0 if name == "arc_snr" else part["high"].max() - part["low"].min()
             error = np.abs(rows[["lower", "upper"]].to_numpy().T - rows["recall"].to_numpy())
-            axis.errorbar(rows["centre"] + shift * span, rows["recall"], yerr=error, fmt="o", color=colour,
+            axis.errorbar(rows["centre"] + shift * span, rows["recall"], yerr=error, fmt=marker, color=colour,
                           elinewidth=0.7, label=POINTS.get(point, point))  # fmt: skip
             axis.hlines(rows["recall"], rows["low"], rows["high"], color=colour, lw=0.6, alpha=0.6)
         axis.set(xlabel=label(name), ylim=(0, 1))
@@ -158,7 +162,7 @@ def plot_recall_cells(table, simulated=True):
             axis.set_xlim(min(part["low"].min(), -3.0), part["high"].max())
             axis.minorticks_off()
     axes[0, 0].set_ylabel("recall, Tier A")
-    axes[0, 0].legend(loc="upper left")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return mark_simulated(fig, simulated)
 
 
@@ -196,7 +200,7 @@ def plot_comparison(table, simulated=True):
     first = table.drop_duplicates("name").set_index("name")["n"]
     axis.set_yticks(list(place.values()), [f"{n} ({first[n]})" for n in place], fontsize=6)
     axis.set(xlabel=label("recall"), xlim=(0, 1))
-    axis.legend(loc="lower right", fontsize=6)
+    fig.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=3)
     axis.grid(axis="x", lw=0.3, color=COLOURS["grey"], alpha=0.5)
     return mark_simulated(fig, simulated)
 
@@ -205,19 +209,20 @@ def plot_gates(table, simulated=True):
     """The gates that have an interval: value, rule and outcome."""
     # Counts (bands, splits) and exact differences stand in the table; here are those with an interval.
     shown = table[np.isfinite(table["lower"])].iloc[::-1].reset_index(drop=True)
-    colours = {"pass": COLOURS["green"], "fail": COLOURS["vermilion"], "cannot be computed": COLOURS["grey"]}
+    looks = {"pass": ("green", "o"), "fail": ("vermilion", "X"), "cannot be computed": ("grey", "s")}
     fig, axis = new_figure("text", 0.9 + 0.17 * len(shown))
     place = np.arange(len(shown))
-    for outcome, colour in colours.items():
+    for outcome, (colour, marker) in looks.items():
         rows = shown[shown["outcome"] == outcome]
         if not len(rows):
             continue
         value = rows["value"].to_numpy()
         error = np.abs(rows[["lower", "upper"]].to_numpy().T - value)
-        axis.errorbar(value, place[rows.index], xerr=error, fmt="o", color=colour, label=outcome, elinewidth=0.7)
+        axis.errorbar(value, place[rows.index], xerr=error, fmt=marker, color=COLOURS[colour], label=outcome,
+                      elinewidth=0.7)  # fmt: skip
     axis.set_yticks(place, [f"{name_gate(g)}: {r}" for g, r in zip(shown["gate"], shown["rule"], strict=True)],
                     fontsize=6)  # fmt: skip
-    axis.set(xlabel="value of the gate (KS distance, AUC, AUC gain, mean score)")
+    axis.set(xlabel="value of the check (KS distance, AUC, AUC gain, mean score)")
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=6)
     axis.grid(axis="x", lw=0.3, color=COLOURS["grey"], alpha=0.5)
     return mark_simulated(fig, simulated)

@@ -41,7 +41,8 @@ def plot_gallery(gallery, pictures, simulated=True):
                 continue
             own = gallery.iloc[members[column]]
             axis.imshow(pictures[members[column]], extent=(-1, 1, -1, 1))
-            axis.set_title(f"{name_category(own['note'])}\nlogit {own['logit']:.1f}", fontsize=6, pad=2)
+            logit = f"logit {own['logit']:.1f}".replace("-", "\N{MINUS SIGN}")
+            axis.set_title(f"{name_category(own['note'])}\n{logit}", fontsize=6, pad=2)
         axes[line, 0].set_ylabel(OUTCOME_NAMES.get(name, name), fontsize=7)
     for axis in axes.flat if not names else []:
         axis.set_visible(False)
@@ -70,8 +71,8 @@ def plot_rates(rates, axes_shown=("all", "pool", "confuser proxy", "confuser lab
                       color=(COLOURS["blue"], COLOURS["vermilion"])[number % 2], label=POINTS.get(point, point))
     names = [name_stratum(a, s) for a, s in zip(strata["axis"], strata["stratum"], strict=True)]
     axis.set_yticks(place, names, fontsize=6)
-    axis.set(xlabel=label("fpr_per_1e4"), xscale="symlog", xlim=(0, None))
-    axis.legend(loc="best", fontsize=6)
+    axis.set(xlabel=label("fpr_per_1e4"), xscale="symlog", xlim=(0, 2 * table["upper"].max()))
+    fig.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     axis.grid(axis="x", lw=0.3, color=COLOURS["grey"], alpha=0.5)
     return mark_simulated(fig, simulated)
 
@@ -89,10 +90,12 @@ def plot_purity(purity, prevalence_range, simulated=True):
     """
     fig, axis = new_figure("column", 2.5)
     axis.axvspan(*prevalence_range, color=COLOURS["grey"], alpha=0.15, lw=0)
-    for (point, part), colour in zip(purity.groupby("point", sort=False), COLOURS.values(), strict=False):
+    looks = zip(("blue", "orange", "green", "vermilion", "purple"), "os^Dv", strict=True)
+    for (point, part), (name, marker) in zip(purity.groupby("point", sort=False), looks, strict=False):
+        colour = COLOURS[name]
         for low, high, alpha in (("lower", "upper", 0.12), ("lower_68", "upper_68", 0.22)):
             axis.fill_between(part["prevalence"], part[low], part[high], color=colour, alpha=alpha, lw=0)
-        axis.plot(part["prevalence"], part["purity"], "o-", color=colour, label=POINTS.get(point, point))
+        axis.plot(part["prevalence"], part["purity"], marker + "-", color=colour, label=POINTS.get(point, point))
     axis.set(xscale="log", yscale="log", xlabel="prevalence (lenses per galaxy)", ylabel=label("purity"))
     axis.set_xticks(purity["prevalence"].unique(), [_write_power(p) for p in purity["prevalence"].unique()])
     axis.minorticks_off()
@@ -133,9 +136,12 @@ def plot_composition(composition, simulated=True):
     names = [f"{_write_power(c.prevalence)}\ntop {100 * c.top:g} %" for c in cases.itertuples()]
     axis.set_xticks(range(len(cases)), names, fontsize=6)
     axis.tick_params(axis="x", length=0)
-    axis.set(ylabel="share of the list", ylim=(0, 1.2), xlabel="prevalence and depth of the list")
+    axis.set(ylabel="share of the list", ylim=(0, 1.2), yticks=np.linspace(0, 1, 6),
+             xlabel="prevalence and depth of the list")  # fmt: skip
     if labelled:
-        axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=6)
+        order = {name_category(name): place for place, name in enumerate(["lens", *named, "other"])}
+        drawn = sorted(zip(*axis.get_legend_handles_labels(), strict=True), key=lambda pair: -order[pair[1]])
+        axis.legend(*zip(*drawn, strict=True), loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=6)
     return mark_simulated(fig, simulated)
 
 
@@ -147,6 +153,8 @@ def _write_power(value):
 
 def plot_misses(misses, simulated=True):
     """Shares of found, overlooked and invisible injections by theta_E, one panel per seeing.
+
+    The bar at the top of each found part is the 95 per cent interval of that part's own share.
 
     Parameters
     ----------
@@ -164,9 +172,10 @@ def plot_misses(misses, simulated=True):
             share = rows["share"].fillna(0.0).to_numpy()
             axis.bar(np.arange(len(bins)), share, bottom=base, width=0.85, color=colour, lw=0,
                      label=OUTCOME_NAMES[outcome])  # fmt: skip
-            if outcome == "found":
+            if outcome.startswith("found"):
                 error = np.abs(rows[["lower", "upper"]].to_numpy().T - rows["share"].to_numpy())
-                axis.errorbar(np.arange(len(bins)), share, yerr=error, fmt="none", ecolor=COLOURS["black"], lw=0.6)
+                axis.errorbar(np.arange(len(bins)), base + share, yerr=error, fmt="none", lw=0.6,
+                              ecolor=COLOURS["black"])  # fmt: skip
             base += share
         axis.set_xticks(range(len(bins)), [spell_out(b) for b in bins], rotation=60, fontsize=6)
         title = "all seeing" if name == "all" else f"psfsize$_r$ {spell_out(name)} arcsec"
@@ -187,10 +196,10 @@ def plot_channels(overlaps, simulated=True):
         counts[i, j] = counts[j, i] = row.n_both
     fig, axis = new_figure("column", 2.9)
     shown = axis.imshow(np.where(np.eye(len(names), dtype=bool), np.nan, matrix), vmin=0, origin="upper")
+    middle = 0.5 * shown.get_clim()[1]
     for i, j in np.ndindex(*matrix.shape):
-        axis.text(j, i, counts[i, j], ha="center", va="center", fontsize=6,
-                  color=COLOURS["black"] if i == j else "white", bbox=None if i == j else
-                  {"facecolor": "black", "alpha": 0.35, "lw": 0, "pad": 1.2})  # fmt: skip
+        dark = i != j and not matrix[i, j] > middle
+        axis.text(j, i, counts[i, j], ha="center", va="center", fontsize=7, color="white" if dark else "black")
     axis.set_xticks(range(len(names)), [n.replace("_", " ") for n in names], rotation=45, ha="right", fontsize=6)
     axis.set_yticks(range(len(names)), [n.replace("_", " ") for n in names], fontsize=6)
     axis.tick_params(length=0)

@@ -5,6 +5,8 @@ from matplotlib.lines import Line2D
 
 from lensaudit.figures.style import COLOURS, mark_simulated, new_figure
 
+MARKERS = "os^D"
+
 
 def plot_contact_sheet(injections, lenses, theta_E, seeing, radius="theta_E", simulated=True):
     """Show injections beside lenses by Einstein radius (columns) and seeing (rows).
@@ -68,10 +70,10 @@ def plot_convergence(table, panel_width, goal, simulated=True):
     colours = [COLOURS[name] for name in ("vermilion", "blue", "green", "purple")]
     radii = sorted(table["source_R"].unique())
     for axis, method in zip(axes, ("engine", "fixed grid"), strict=True):
-        for colour, radius in zip(colours, radii, strict=False):
+        for colour, marker, radius in zip(colours, MARKERS, radii, strict=False):
             part = table[(table["method"] == method) & (table["source_R"] == radius)].sort_values("setting")
-            axis.plot(part["setting"], part["maximum"], "o-", color=colour)
-            axis.plot(part["setting"], part["median"], "o--", color=colour, mfc="white", lw=0.8)
+            axis.plot(part["setting"], part["maximum"], marker + "-", color=colour)
+            axis.plot(part["setting"], part["median"], marker + "--", color=colour, mfc="white", lw=0.8)
         axis.axhline(goal, color=COLOURS["black"], lw=0.7)
         settings = sorted(table.loc[table["method"] == method, "setting"].unique())
         axis.set_xscale("log", base=2)
@@ -87,8 +89,9 @@ def plot_convergence(table, panel_width, goal, simulated=True):
     axes[0].set_ylabel("largest residual / peak")
     axes[0].annotate("goal", (0.03, goal), (0, 2), ("axes fraction", "data"), "offset points", fontsize=7)
     names = [rf"$R_{{\rm e}} = {radius:g}''$" for radius in radii]
-    handles = [Line2D([], [], color=c, label=name) for c, name in zip(colours, names, strict=False)]
-    grey = {"color": COLOURS["grey"], "marker": "o"}
+    handles = [Line2D([], [], color=c, marker=m, label=name)
+               for c, m, name in zip(colours, MARKERS, names, strict=False)]  # fmt: skip
+    grey = {"color": COLOURS["grey"], "marker": MARKERS[0]}
     handles += [Line2D([], [], label="largest", **grey),
                 Line2D([], [], label="median", mfc="white", ls="--", lw=0.8, **grey)]  # fmt: skip
     fig.legend(handles=handles, loc="outside upper center", ncols=3)

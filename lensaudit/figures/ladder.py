@@ -5,8 +5,8 @@ import numpy as np
 from lensaudit.figures.style import COLOURS, mark_simulated, new_figure
 
 KINDS = ("path", "added", "retrained")
-TITLES = {"flat": "flat grid average", "population": "survey's galaxies", "lenses": "weighted to the lenses",
-          "lenses_snr": "lenses, arc S/N too"}  # fmt: skip
+TITLES = {"flat": "flat grid average", "population": "survey's mix", "lenses": "weighted to the lenses",
+          "lenses_snr": "the same, true arc S/N too"}  # fmt: skip
 MARKS = {"flat": ("s", COLOURS["grey"]), "population": ("D", COLOURS["green"]), "lenses": ("o", COLOURS["purple"]),
          "lenses_snr": ("^", COLOURS["black"])}  # fmt: skip
 
@@ -67,12 +67,12 @@ def plot_ladder(table, simulated=True, point=None, weightings=("flat", "lenses")
 def _draw_steps(axis, part, places):
     """Draw first-in and last-out differences with their intervals."""
     axis.axvline(0.0, color="0.6", lw=0.6)
-    for column, shift, colour in (("first_in", -0.16, "blue"), ("last_out", 0.16, "orange")):
+    for column, shift, colour, mark in (("first_in", -0.16, "blue", "o"), ("last_out", 0.16, "orange", "s")):
         value = part[column].to_numpy(dtype=float)
         errors = [value - part[f"{column}_lower"], part[f"{column}_upper"] - value]
-        axis.errorbar(value, part["rung"].map(places) + shift, xerr=np.clip(errors, 0.0, None), fmt="o", ms=2.8,
+        axis.errorbar(value, part["rung"].map(places) + shift, xerr=np.clip(errors, 0.0, None), fmt=mark, ms=2.8,
                       color=COLOURS[colour], elinewidth=0.9, capsize=0,
-                      label={"first_in": "first-in", "last_out": "last-out"}[column])  # fmt: skip
+                      label={"first_in": "first in", "last_out": "last out"}[column])  # fmt: skip
 
 
 def _draw_levels(axis, own, places):
@@ -92,4 +92,4 @@ def _draw_levels(axis, own, places):
         mark, colour = MARKS[weighting]
         axis.errorbar(value, where, xerr=errors, fmt=mark + "-", ms=2.6, lw=0.6, color=colour, elinewidth=0.7,
                       capsize=0, label=TITLES[weighting])  # fmt: skip
-    axis.set(xlim=(0, None), xlabel="completeness, rungs added one by one", title="from published to fiducial")
+    axis.set(xlim=(0, None), xlabel="completeness, steps added one by one", title="from published to fiducial")

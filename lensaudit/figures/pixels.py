@@ -6,8 +6,7 @@ from matplotlib.ticker import MaxNLocator
 from lensaudit.figures.style import COLOURS, label, mark_simulated, new_figure
 from lensaudit.wording import name_category, name_feature
 
-_FLAGS = {"none": COLOURS["grey"], "yellow": COLOURS["orange"], "red": COLOURS["vermilion"],
-          "not computed": COLOURS["sky"]}  # fmt: skip
+_FLAGS = ("yellow", "red")
 # Flux per pixel [nMgy] that is half-way up the colour scale in z, r, g: the colours of a red galaxy come out neutral.
 _SOFTENING = np.array([0.06, 0.035, 0.016])[:, None, None]
 
@@ -81,9 +80,9 @@ def plot_shortcuts(table, simulated=True):
         bars = np.abs(np.stack([value - table[f"lower{name}"], table[f"upper{name}"] - value]).astype(float))
         axis.errorbar(value, y + offset, xerr=bars, fmt=marker, ms=2.5, lw=0.7, color=colour,
                       label="matched pairs" if name else "all negatives")  # fmt: skip
-    axis.set_yticks(y, [name_feature(name) for name in table["feature"]], fontsize=6)
-    for tick, flag in zip(axis.get_yticklabels(), table["flag"], strict=True):
-        tick.set_color(_FLAGS[flag] if flag in ("yellow", "red") else COLOURS["black"])
+    names = [name_feature(name) + (f" ({flag} flag)" if flag in _FLAGS else "")
+             for name, flag in zip(table["feature"], table["flag"], strict=True)]  # fmt: skip
+    axis.set_yticks(y, names, fontsize=6)
     axis.set(xlabel="AUC of the feature alone", xlim=(0.45, 1.0), ylim=(-0.8, len(table) - 0.2))
     axis.tick_params(axis="y", which="both", length=0)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=2)
@@ -111,5 +110,5 @@ def plot_training(metrics, simulated=True):
         axis.plot(best["epoch"], best[column], "o", ms=8, mfc="none", mec=COLOURS["black"], label="kept epoch")
         axis.set(xlabel=label("epoch"), ylabel=name)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    axes[1].legend(loc="lower right")
+    axes[0].legend(loc="upper right")  # a loss falls: this corner is free
     return mark_simulated(figure, simulated)

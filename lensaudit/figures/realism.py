@@ -2,7 +2,6 @@
 
 import numpy as np
 import pandas as pd
-import seaborn
 
 from lensaudit.figures.style import COLOURS, label, mark_simulated, new_figure
 from lensaudit.wording import FEATURE_SETS, SAMPLES, name_check
@@ -36,22 +35,23 @@ def plot_distributions(targets, injections, weights, columns=PANELS, simulated=T
     table = _stack(targets, injections, weights, columns)
     fig, axes = new_figure("text", 3.6, 2, (len(columns) + 1) // 2)
     palette = {"lenses": COLOURS["vermilion"], "injections": COLOURS["blue"]}
+    looks = {"lenses": {"histtype": "stepfilled", "color": palette["lenses"], "alpha": 0.35},
+             "injections": {"histtype": "step", "color": palette["injections"], "lw": 1.0}}  # fmt: skip
     for axis, column in zip(axes.flat, columns, strict=False):
         values = table[column]
         low, high = RANGES.get(column, tuple(np.nanpercentile(values, [0.5, 98.0])))
         part = table[(values >= low) & (values <= high)]
-        seaborn.histplot(part, x=column, hue="population", weights="weight", stat="density", common_norm=False,
-                         element="step", fill=False, bins=24, binrange=(low, high), palette=palette, ax=axis,
-                         legend=False)  # fmt: skip
+        for name, look in looks.items():
+            own = part[part["population"] == name]
+            axis.hist(own[column], 24, (low, high), density=True, weights=own["weight"], label=name, **look)
         middle = [_median(part, column, name) for name in palette]
-        for value, colour in zip(middle, palette.values(), strict=True):
-            axis.axvline(value, color=colour, lw=0.7, ls="--")
+        for value, colour, style in zip(middle, palette.values(), ("--", ":"), strict=True):
+            axis.axvline(value, color=colour, lw=0.9, ls=style)
         axis.set(xlabel=label(column), ylabel="", yticks=[])
         axis.set_title(f"medians {middle[0]:.2f}, {middle[1]:.2f}", fontsize=6.5, pad=2)
     for axis in axes[:, 0]:
         axis.set_ylabel("density")
-    handles = [axes.flat[0].plot([], [], color=colour, label=name)[0] for name, colour in palette.items()]
-    fig.legend(handles=handles, loc="outside upper center", ncols=2)
+    fig.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return mark_simulated(fig, simulated)
 
 
@@ -85,7 +85,7 @@ def plot_weights(targets, injections, weights, columns, simulated=True):
                   label="weighted")  # fmt: skip
         axis.set(xlabel=label({"psfsize_r": "seeing"}.get(column, column)), yticks=[])
     axes[0].set_ylabel("density")
-    axes[0].legend(fontsize=6)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return mark_simulated(fig, simulated)
 
 
@@ -109,7 +109,7 @@ def plot_checks(table, simulated=True):
         shown = np.clip([lower, value, upper], -3, 3)
         axis.plot(shown[[0, 2]], [place, place], color=colours[row["outcome"]], lw=1.2)
         axis.plot(shown[1], place, "o", color=colours[row["outcome"]], ms=3.5)
-        number = f"{row['value']:.3g}" if np.isfinite(row["value"]) else "-"
+        number = f"{row['value']:.3g}" if np.isfinite(row["value"]) else "–"
         axis.text(3.1, place, f"{number}   {row['outcome']}", va="center", fontsize=6)
         names.append(name_check(row["check"]))
     for sample in samples:
@@ -117,8 +117,9 @@ def plot_checks(table, simulated=True):
         axis.axhline(first - 0.5, color="0.6", lw=0.6)
         axis.text(-2.95, first - 0.4, SAMPLES.get(sample, sample), va="top", fontsize=6, style="italic")
     axis.set(yticks=range(len(own)), yticklabels=names, ylim=(len(own) - 0.5, -0.5), xlim=(-3, 4.2),
-             xticks=range(-3, 4), xlabel="value on a scale with the limits at -1 and 1")  # fmt: skip
+             xticks=range(-3, 4), xlabel="value on a scale with the limits at $-1$ and 1")  # fmt: skip
     axis.tick_params(axis="y", labelsize=6, length=0)
+    axis.tick_params(axis="x", top=False)  # the first sample's name stands there
     return mark_simulated(fig, simulated)
 
 
@@ -150,21 +151,21 @@ def plot_power(power, distances, limit, simulated=True):
     matplotlib.figure.Figure
     """
     fig, axes = new_figure("text", 2.3, 1, 3)
-    for (name, own), colour in zip(power.groupby("features"), ("blue", "vermilion"), strict=False):
-        axes[0].plot(own["shift"], own["auc"], "o-", color=COLOURS[colour], label=FEATURE_SETS.get(name, name))
-        axes[1].plot(own["shift"], own["power"], "o-", color=COLOURS[colour])
+    looks = (("blue", "o-"), ("vermilion", "s--"))
+    for (name, own), (colour, mark) in zip(power.groupby("features"), looks, strict=False):
+        axes[0].plot(own["shift"], own["auc"], mark, color=COLOURS[colour], label=FEATURE_SETS.get(name, name))
+        axes[1].plot(own["shift"], own["power"], mark, color=COLOURS[colour])
     axes[0].axhline(limit, color=COLOURS["grey"], lw=0.7, ls=":")
     axes[0].set(ylim=(0.4, 1.02), xlabel="planted $g-r$ shift [mag]", ylabel="AUC")
     axes[1].set(ylim=(-0.02, 1.02), xlabel="planted $g-r$ shift [mag]", ylabel="share detected")
     places = np.arange(len(distances))
     low, high = (distances[name] / distances["null_median"] for name in ("null_lower", "null_upper"))
-    axes[2].vlines(places, low, high, color="0.75", lw=6, label="halves of injections")
-    axes[2].plot(places, distances["ratio"], "o", color=COLOURS["vermilion"], label="lenses, injections")
+    axes[2].vlines(places, low, high, color="0.75", lw=6, label="halves of the injections, 95 %")
+    axes[2].plot(places, distances["ratio"], "D", color=COLOURS["black"], label="lenses against injections")
     names = [FEATURE_SETS.get(name, name).replace("features of the network", "last") for name in distances["layer"]]
     axes[2].set(xticks=places, xticklabels=names, ylabel="Fréchet distance over its null", yscale="log")
-    for axis in (axes[0], axes[2]):
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=6)
+    fig.legend(*(a + b for a, b in zip(axes[0].get_legend_handles_labels(), axes[2].get_legend_handles_labels(),
+                                       strict=True)), loc="outside upper center", ncols=4)  # fmt: skip
     return mark_simulated(fig, simulated)
 
 
@@ -180,14 +181,15 @@ def plot_estimators(validation, simulated=True):
     fig, axes = new_figure("text", 2.6, 1, 2, sharey=True)
     for axis, name in zip(axes, ("arc_snr", "arc_energy"), strict=True):
         part = validation[validation["estimator"] == name]
-        for (population, own), colour in zip(part.groupby("population"), ("blue", "vermilion"), strict=False):
+        for (population, own), (colour, mark) in zip(part.groupby("population"), (("blue", "o-"), ("vermilion", "s--")),
+                                                     strict=False):  # fmt: skip
             errors = np.clip([own["median"] - own["lower"], own["upper"] - own["median"]], 0, None)
-            axis.errorbar(own["median_true"], own["median"], errors, fmt="o-", color=COLOURS[colour], ms=3,
+            axis.errorbar(own["median_true"], own["median"], errors, fmt=mark, color=COLOURS[colour], ms=3,
                           label=population)  # fmt: skip
         limits = np.array([2.0, 150.0])
         axis.plot(limits, limits, color="0.6", lw=0.8, label="equal")
         axis.set(xlabel=label("arc_snr_true"), xscale="log", yscale="symlog")
-        axis.set_title({"arc_snr": "flux over error, 4–16 pixel", "arc_energy": "antisymmetric energy"}[name], pad=3)
+        axis.set_title({"arc_snr": "flux over error, 4–16 pixels", "arc_energy": "antisymmetric energy"}[name], pad=3)
     axes[0].set_ylabel("blind S/N")
     axes[0].legend()
     return mark_simulated(fig, simulated)

@@ -64,9 +64,11 @@ def plot_corrected(tables, simulated=True):
         classes = "name" in table
         edges = np.arange(len(table) + 1) - 0.5 if classes else np.append(table["left"], table["right"].iloc[-1])
         x = 0.5 * (edges[1:] + edges[:-1])
-        axis.stairs(table["n_found"], edges, color=COLOURS["blue"], fill=True, alpha=0.35, label="found")
+        floor = 0.5  # of a logarithmic axis of counts: an empty bin lies on it
+        axis.stairs(table["n_found"].clip(lower=floor), edges, baseline=floor, color=COLOURS["blue"], fill=True,
+                    alpha=0.35, label="found")  # fmt: skip
         if "n_true" in table:
-            axis.stairs(table["n_true"], edges, color="black", label="all in the catalogue")
+            axis.stairs(table["n_true"].clip(lower=floor), edges, baseline=floor, color="black", label="true")
         if "corrected" in table:
             own = table["n_used"] > 0
             axis.errorbar(x[own], table["corrected"][own], yerr=_lengths(table[own], "corrected"), fmt="o",
@@ -75,8 +77,8 @@ def plot_corrected(tables, simulated=True):
             axis.set_xticks(x, table["name"])
         # A found lens where C is nearly zero leaves its bin without an upper bound: such bars run out of the frame.
         highest = table.filter(["n_found", "n_true", "corrected"]).max(axis=None)
-        axis.set(xlabel=label(name), ylim=(0, 1.4 * max(highest, 1)), xlim=(edges[0], edges[-1]))
-    axes[0, 0].set_ylabel("lenses")
+        axis.set(xlabel=label(name), yscale="log", ylim=(floor, 8 * max(highest, 1)), xlim=(edges[0], edges[-1]))
+    axes[0, 0].set_ylabel("lenses per bin")
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return mark_simulated(fig, simulated)
 

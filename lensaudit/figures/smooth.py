@@ -33,7 +33,7 @@ def plot_smooth(cells, calibration, threshold_name, simulated=True):
         for place, seeing in enumerate(_spread(known.loc[known["depth"] == depth, "seeing"])):
             chosen = [part[(part["depth"] == depth) & (part["seeing"] == seeing)] for part in (raw, own)]
             _draw_curve(axis, *chosen, place, seeing)
-        axis.set(ylim=(0, top), xlabel=label("theta_E"), title=rf"depth$_r$ = {depth:g}")
+        axis.set(ylim=(0, top), xlabel=label("theta_E"), title=rf"depth$_r$ = {depth:g} mag")
         axis.legend(fontsize=5.5, title=label("seeing"), title_fontsize=5.5)
     for axis in axes[1:3]:
         axis.tick_params(labelleft=False)
@@ -57,9 +57,9 @@ def _draw_curve(axis, raw, part, place, seeing):
     colour, marker = list(COLOURS.values())[place], "osD"[place]
     error = np.clip([raw["completeness"] - raw["lower_95"], raw["upper_95"] - raw["completeness"]], 0, None)
     axis.errorbar(raw["theta_E"] + 0.04 * (place - 1), raw["completeness"], error, fmt=marker, ms=2.2, lw=0.6,
-                  color=colour, mfc="none", mew=0.6)  # fmt: skip
+                  color=colour, mfc="none", mew=0.6, label=f"{seeing:.2f}")  # fmt: skip
     part = part.sort_values("theta_E")
     for level, alpha in (("95", 0.15), ("68", 0.3)):
         axis.fill_between(part["theta_E"], part[f"smooth_lower_{level}"], part[f"smooth_upper_{level}"], color=colour,
                           alpha=alpha, lw=0)  # fmt: skip
-    axis.plot(part["theta_E"], part["smooth"], color=colour, lw=1.0, label=f"{seeing:.2f}")
+    axis.plot(part["theta_E"], part["smooth"], color=colour, lw=1.0)
