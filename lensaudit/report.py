@@ -2,8 +2,7 @@
 
 The paper types no result. Notebook 09 writes `summary.json`, `macros.tex` and `tables/*.tex`; `promote` copies them and
 the figures of one profile to where paper.tex reads them, after checking every hash and that nothing the paper uses is
-missing; `verify` compares key numbers with stored reference values. The rule over many skies (an average of
-closures) is not part of `verify` yet: there is no stored table of such runs.
+missing; `verify` compares key numbers with stored reference values. The rule over many skies is `audit.skies`'s.
 """
 
 import json
