@@ -1,7 +1,8 @@
 """The calibration loop (SPEC 7.4): targets, the proposal's weights, its freeze, and rejection to a named S/N target.
 
 Targets are train and validation lenses of Tier A that pass gate D; `freeze_proposal` refuses any other split, and any
-detector score. It moves one thing, the brightness of the arcs, and says so in what it freezes.
+detector score. It moves one thing, how likely arcs of a true S/N and radius are to be catalogued (`unfolding`), and
+says so in what it freezes.
 """
 
 import numpy as np
@@ -9,13 +10,11 @@ import numpy as np
 from lensaudit import rng as streams
 from lensaudit import stats
 from lensaudit.artifacts import UserError, hash_object
-from lensaudit.audit.recovery import KernelModel, Scaler
+from lensaudit.audit.recovery import KernelModel, fit_scaler, take_weights
+from lensaudit.audit.unfolding import is_known, refuse_scores, refuse_test_lenses, weigh_selection
 
 TARGET_COLUMNS = ("arc_radius", "psfsize_r", "depth_r", "mag_host")
 TARGET_BANDWIDTH = 0.45
-MIDPOINT_LIMITS = (1.0, 100.0)  # of the true arc S/N at which half are discovered
-STEEPNESS = 4.0  # the odds of discovery rise with this power of the S/N
-TOLERANCE = 0.05  # of the median; a median of a thousand lenses is no better known
 FROZEN_COLUMNS = ("arc_snr", "arc_g_r", "arc_r_z", "arc_radius", "arc_width", "arc_energy")
 
 
@@ -41,65 +40,16 @@ def pass_gate(table, gate_threshold):
     return table[keep].reset_index(drop=True)
 
 
-def calibrate_discovery(injections, targets, limits=MIDPOINT_LIMITS, steps=20):
-    """Find the lowest true arc S/N of half discovery at which the arcs are as bright as the targets' (SPEC 7.4).
-
-    Lenses in a catalogue were found, so they are brighter than the prior's arcs; a chance of discovery that rises with
-    arc_snr_true, applied as a weight, stands for that: the median arc_energy comes within 5 per cent of the targets'.
-    Everything else is left as drawn, and closure and the map use the prior without it.
-
-    Parameters
-    ----------
-    injections, targets : pandas.DataFrame
-        Past gate D.
-    limits : tuple of float
-        Of the midpoint.
-    steps : int
-        Bisections of its logarithm.
-
-    Returns
-    -------
-    float
-        The midpoint; 0 (every arc discovered) when either side is empty.
-
-    Raises
-    ------
-    UserError
-        When a test lens is among the targets.
-
-    Notes
-    -----
-    The chance saturates, unlike a power of the S/N, which would hand the sample to its few brightest arcs.
-    """
-    refuse_test_lenses(targets)
-    if targets.empty or injections.empty:
-        return 0.0
-    wanted, (low, high) = (1.0 - TOLERANCE) * targets["arc_energy"].median(), np.log(limits)
-    energy = injections["arc_energy"].to_numpy(dtype=float)
-    for _ in range(steps):
-        middle = 0.5 * (low + high)
-        median = take_quantile(energy, weigh_to_targets(injections, targets, np.exp(middle))[0], 0.5)
-        low, high = (middle, high) if median < wanted else (low, middle)
-    return float(np.exp(0.5 * (low + high)))
-
-
-def refuse_test_lenses(targets):
-    """Raise UserError when a lens of another split than train and val is among the targets."""
-    foreign = sorted(set(targets["split"]) - {"train", "val"})
-    if foreign:
-        row = targets.loc[targets["split"].isin(foreign), "galaxy_id"].iloc[0]
-        raise UserError(f"proposal: {row} is a {foreign[0]} lens; targets must be train and validation lenses only")
-
-
-def weigh_to_targets(injections, targets, midpoint=0.0, columns=TARGET_COLUMNS):
+def weigh_to_targets(injections, targets, selection=None, columns=TARGET_COLUMNS):
     """Weight injections so that their columns are distributed as the targets' (kernel mixture).
 
     Parameters
     ----------
     injections, targets : pandas.DataFrame
-        With `columns`; both have passed gate D.
-    midpoint : float
-        From `calibrate_discovery`; 0 leaves the arcs as bright as drawn.
+        With `columns`; both have passed gate D. An injection's own ``weight`` counts.
+    selection : dict, optional
+        From `unfolding.unfold_selections`; without it, or where it was refused, arcs stay as bright as drawn.
+    columns : sequence of str
 
     Returns
     -------
@@ -110,15 +60,12 @@ def weigh_to_targets(injections, targets, midpoint=0.0, columns=TARGET_COLUMNS):
     """
     if targets.empty or injections.empty:
         return np.full(len(injections), 1.0 / max(len(injections), 1)), 0.0
-    values = targets[list(columns)].to_numpy(dtype=float)
-    low, centre, high = np.nanpercentile(values, [16, 50, 84], axis=0)
-    scaler = Scaler(tuple(columns), centre, np.maximum(0.5 * (high - low), 1e-3))
-    base = np.ones(len(injections))
-    if midpoint:
-        base = 1.0 / (1.0 + (midpoint / injections["arc_snr_true"].to_numpy(dtype=float)) ** STEEPNESS)
+    base = take_weights(injections)
+    if is_known(selection):
+        base = weigh_selection(injections, selection["log_weights"])
+    scaler = fit_scaler(targets[list(columns)], columns)
     kernel = KernelModel(injections, np.zeros(len(injections)), TARGET_BANDWIDTH, scaler, base / base.mean())
-    weight = kernel.weigh(targets).astype(float)
-    mixture = (weight / np.maximum(weight.sum(axis=1, keepdims=True), 1e-30)).mean(axis=0)
+    mixture = kernel.mix(targets)
     return mixture, stats.kish_n_eff(mixture, injections["host_index"].to_numpy())
 
 
@@ -178,7 +125,7 @@ def reject_to_log_uniform(table, seed, low=2.0, high=50.0, column="arc_snr_true"
     return table.iloc[inside[kept]].reset_index(drop=True), 1.0 / chance[kept]
 
 
-def freeze_proposal(targets, pilot, weights, config, prior, midpoint=0.0):
+def freeze_proposal(targets, pilot, weights, config, prior, selection=None):
     """Describe and hash the proposal, from train and validation lenses only, before any test lens enters.
 
     Parameters
@@ -192,14 +139,14 @@ def freeze_proposal(targets, pilot, weights, config, prior, midpoint=0.0):
     config : lensaudit.config.Config
     prior : dict
         The prior as used (its manifest's content).
-    midpoint : float
-        From `calibrate_discovery`.
+    selection : dict, optional
+        From `unfolding.unfold_selections`, of the whole pilot.
 
     Returns
     -------
     dict
-        prior, cuts, quantiles of the targets, the pilot as weighted and as drawn, moved (what calibration changed, and
-        whether it ran into its limit), hash.
+        prior, cuts, quantiles of the targets, the pilot as weighted and as the prior has it, moved (what calibration
+        changed: the selection, or why none was inferred), hash.
 
     Raises
     ------
@@ -207,9 +154,7 @@ def freeze_proposal(targets, pilot, weights, config, prior, midpoint=0.0):
         When a test lens, or a column of the detector, is among the inputs.
     """
     refuse_test_lenses(targets)
-    scored = [name for name in ("logit", "score") if name in targets or name in pilot]
-    if scored:
-        raise UserError(f"proposal: column {scored[0]} is a detector score, which calibration must not see; drop it")
+    refuse_scores(targets=targets, pilot=pilot)
     quantiles, ones = (0.1, 0.5, 0.9), np.ones(len(targets))
 
     def describe(table, weight):
@@ -220,8 +165,7 @@ def freeze_proposal(targets, pilot, weights, config, prior, midpoint=0.0):
         "cuts": {"min_mu": config.injection.min_mu, "min_arc_snr_true": config.injection.min_arc_snr_true},
         "n_targets": len(targets), "target_ids": hash_object(sorted(targets["galaxy_id"].astype(str))),
         "targets": describe(targets, ones), "pilot": describe(pilot, weights),
-        "pilot_as_drawn": describe(pilot, np.ones(len(pilot))),
-        "moved": {"arc_snr_true_midpoint": round(float(midpoint), 6), "steepness": STEEPNESS,
-                  "at_limit": bool(midpoint > 0.999 * MIDPOINT_LIMITS[1])},
+        "pilot_as_drawn": describe(pilot, take_weights(pilot)),
+        "moved": selection or {"reason": "too few lenses of train and validation to infer a selection from"},
     }  # fmt: skip
     return content | {"hash": hash_object(content)}

@@ -34,7 +34,7 @@ from lensaudit.audit.recovery import (
     has_covariates,
     take_weights,
 )
-from lensaudit.audit.unfolding import weigh_selection
+from lensaudit.audit.unfolding import compare_draws, is_known, weigh_selection
 from lensaudit.audit.verdict import DIAGNOSES, UNSPOILED, check_guard, compare_recall, judge_controls, make_empty_row
 
 
@@ -83,9 +83,7 @@ def close_conditional(lenses, injections, threshold, choice, config, name, selec
     table : pandas.DataFrame
         galaxy_id, supported, local_n_eff, p, recovered of every lens.
     """
-    own = injections
-    if selection is not None:
-        own = injections.assign(weight=weigh_selection(injections, selection["log_weights"]))
+    own = _weigh_rows(injections, selection)
     supported, n_eff = find_supported(lenses, own, config)
     use = lenses[supported].reset_index(drop=True)
     recovered = (use["logit"] > threshold).to_numpy()
@@ -94,7 +92,7 @@ def close_conditional(lenses, injections, threshold, choice, config, name, selec
                                          recovered=(lenses["logit"] > threshold).to_numpy())  # fmt: skip
     if len(use):
         generator = streams.make_stream(config.seed, "audit/closure/bootstrap", name)
-        p, draws = _predict(use, injections, flag, choice, config, generator, selection)
+        p, draws = _predict(use, own, flag, choice, config, generator, selection)
         table.loc[supported, "p"] = p
         row = compare_recall(use, recovered, p, draws, config, name)
     else:
@@ -103,18 +101,20 @@ def close_conditional(lenses, injections, threshold, choice, config, name, selec
     return row | {"n_unsupported": int((~supported).sum()), "model": f"{choice['kind']} {choice['parameter']:g}"}, table
 
 
+def _weigh_rows(injections, selection):
+    if selection is None:
+        return injections
+    return injections.assign(weight=weigh_selection(injections, selection["log_weights"]))
+
+
 def _predict(lenses, injections, flag, choice, config, generator, selection):
     """Return p_i and its draws: hosts resampled and, with a selection, its own draws on top."""
-    own = injections
-    if selection is not None:
-        own = injections.assign(weight=weigh_selection(injections, selection["log_weights"]))
-    scaler = fit_scaler(own, choice["covariates"])
-    model = fit_model(choice, own, flag, scaler, take_weights(own))
+    scaler = fit_scaler(injections, choice["covariates"])
+    model = fit_model(choice, injections, flag, scaler, take_weights(injections))
     p, draws = model.predict(lenses), model.draw(lenses, config.closure.n_bootstrap, generator)
     if selection is not None:
-        moved = [fit_model(choice, injections, flag, scaler, weigh_selection(injections, log)).predict(lenses) - p
-                 for log in selection["draws"]]  # fmt: skip
-        draws = np.clip(draws + np.asarray(moved)[generator.integers(0, len(moved), len(draws))], 0.0, 1.0)
+        moved = model.predict_under(lenses, *compare_draws(injections, selection)) - p
+        draws = np.clip(draws + moved[generator.integers(0, len(moved), len(draws))], 0.0, 1.0)
     return p, draws
 
 
@@ -194,8 +194,7 @@ def close_grid(lenses, grid, threshold, config, name, choice_bandwidth=SUPPORT_B
     if use.empty:
         return make_empty_row() | {"n_eff": 0.0, "max_weight": np.nan, "guard_ok": False,
                                         "n_unsupported": len(lenses)}  # fmt: skip
-    weight = model.weigh(use).astype(float)
-    mixture = (weight / weight.sum(axis=1, keepdims=True)).mean(axis=0)
+    mixture = model.mix(use)
     n_eff = stats.kish_n_eff(mixture, own["host_index"].to_numpy())
     generator = streams.make_stream(config.seed, "audit/closure/grid", name)
     row = compare_recall(use, (use["logit"] > threshold).to_numpy(), model.predict(use),
@@ -223,20 +222,16 @@ def choose_models(injections, thresholds, config, selection=None):
         As `recovery.choose_model`, with the choices of the further rows (`DIAGNOSES`) under their names; None where
         the operating point has no threshold.
     """
-    tables = {"extended": (injections, EXTENDED)}
-    if selection is not None:
-        tables["calibrated"] = (injections.assign(weight=weigh_selection(injections, selection["log_weights"])),
-                                COVARIATES)  # fmt: skip
+    tables = {"main": (injections, COVARIATES), "extended": (injections, EXTENDED)}
+    if is_known(selection):
+        tables["calibrated"] = (_weigh_rows(injections, selection), COVARIATES)
     if "arc_snr_true" in injections:
         tables["oracle"] = (injections, ORACLE)
-
-    def choose(flag):
-        return choose_model(injections, flag, config) | {
-            kind: choose_model(table, flag, config, covariates=names) for kind, (table, names) in tables.items()
-        }
-
-    return {name: None if threshold is None else choose(injections["logit"] > threshold)
-            for name, threshold in thresholds.items()}  # fmt: skip
+    flags = {name: injections["logit"] > threshold for name, threshold in thresholds.items() if threshold is not None}
+    chosen = {kind: choose_model(table, flags, config, covariates=names) if flags else {}
+              for kind, (table, names) in tables.items()}  # fmt: skip
+    return {name: chosen["main"][name] | {kind: chosen[kind][name] for kind in tables if kind != "main"}
+            if name in flags else None for name in thresholds}  # fmt: skip
 
 
 def run_closure(lenses, injections, twins, grid, controls, thresholds, choices, config, detector, selections=None):
@@ -295,12 +290,19 @@ def run_closure(lenses, injections, twins, grid, controls, thresholds, choices, 
 def _diagnose(lenses, injections, threshold, choice, config, name, selection):
     out = {}
     for kind in DIAGNOSES:
+        own = selection if kind == "calibrated" else None
         known = kind in choice and has_covariates(lenses, choice[kind]["covariates"]).all() if len(lenses) else False
-        out[kind] = make_empty_row() | {"n_unsupported": len(lenses)}
-        if known:
-            out[kind], _ = close_conditional(lenses, injections, threshold, choice[kind], config, f"{name}/{kind}",
-                                             selection if kind == "calibrated" else None)  # fmt: skip
+        if known and (own is None or is_known(own)):
+            out[kind], _ = close_conditional(lenses, injections, threshold, choice[kind], config, f"{name}/{kind}", own)
+        else:
+            out[kind] = _refuse_row(lenses, own)
     return out
+
+
+def _refuse_row(lenses, selection):
+    """Return an empty row with the reason of a selection that was not inferred."""
+    reason = "" if selection is None else selection["reason"]
+    return make_empty_row() | {"n_unsupported": len(lenses), "reason": reason}
 
 
 def _leave_empty(lenses, controls):
@@ -316,9 +318,11 @@ def _leave_empty(lenses, controls):
 def _close_control(lenses, tables, threshold, choice, config, name, selection):
     conditional, _ = close_conditional(lenses, tables[0], threshold, choice, config, f"{name}/conditional")
     rows = {"conditional": conditional, "twins": close_twins(lenses, tables[1], threshold, config, f"{name}/twins")}
-    if selection is not None:
+    if is_known(selection) and "calibrated" in choice:
         rows["calibrated"], _ = close_conditional(lenses, tables[0], threshold, choice["calibrated"], config,
                                                   f"{name}/calibrated", selection)  # fmt: skip
+    elif selection is not None:
+        rows["calibrated"] = _refuse_row(lenses, selection)
     return rows
 
 

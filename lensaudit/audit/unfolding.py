@@ -3,19 +3,22 @@
 Lenses are in a catalogue because somebody saw them, so that at equal *measured* brightness they are brighter in truth
 than a draw from the prior. `unfold_selection` infers how much more likely the catalogue holds a lens of higher true
 S/N and larger theta_E over seeing, from blind measurements of train and validation lenses on one side and of
-injections, whose truth is known, on the other. Closure takes the result as base weights in its row `calibrated` (SPEC
-7.4: the proposal calibrated to train and validation targets and frozen before a test lens is joined).
+injections, whose truth is known, on the other. Realism weights its pilot with the result and freezes it in the
+proposal; closure takes the frozen one as base weights of its row `calibrated`, and infers one anew for each negative
+control (SPEC 7.4).
 
 No detector score and no test lens enters; a table that holds either is refused.
 """
 
 import numpy as np
+import pandas as pd
 from scipy.optimize import minimize
 
 from lensaudit import rng as streams
 from lensaudit.artifacts import UserError, hash_object
-from lensaudit.stats import weighted_quantile
+from lensaudit.audit.recovery import BLOCK, fit_scaler, square_distances, take_weights, turn_to_kernel
 
+TARGET_SPLITS = ("train", "val")
 CONDITIONS = ("psfsize_r", "depth_r", "mag_host")  # lenses and injections are compared at equal values of these
 STATISTICS = ("arc_energy", "arc_snr", "arc_radius")  # what tells the true brightness and radius, blindly
 # Of both kernels, in robust standard deviations of the injections: the one in use, and two whose results enter the
@@ -26,7 +29,6 @@ RADIUS_EDGES = (0.7, 1.0, 1.4)  # of theta_E / psfsize_r
 ROUGHNESS = 0.5  # inverse variance of the second differences of the log weights: binds bins that data leave open
 N_BOOTSTRAP = 40
 MIN_LENSES = 50
-BLOCK = 256  # lenses worked on at once
 
 
 def unfold_selection(injections, lenses, config):
@@ -46,7 +48,7 @@ def unfold_selection(injections, lenses, config):
     -------
     dict
         snr_edges, radius_edges, log_weights (n_snr + n_radius values, the first of each zero), draws (bootstrap over
-        lenses, at three bandwidths in turn), n_lenses, hash.
+        lenses, at three bandwidths in turn), n_lenses, reason (empty), hash.
 
     Raises
     ------
@@ -61,23 +63,10 @@ def unfold_selection(injections, lenses, config):
     penalty. That form is an assumption; the simulated sky's own discovery has it. The factor also takes up any error
     of the prior in brightness or radius.
     """
-    _refuse(injections, lenses)
-    lenses = lenses[np.isfinite(lenses[list(CONDITIONS)]).all(axis=1)]
-    bins, n_bins = label_bins(injections)
-    sums = [_gather(injections, lenses, bins, n_bins, width) for width in (BANDWIDTH, *OTHERS)]
-    known = sums[0][0].sum(axis=1) > 1e-12 * sums[0][1].sum(axis=1)
-    sums = [(np.maximum(joint[known], 1e-30), marginal[known]) for joint, marginal in sums]
-    joint, marginal = sums[0]
-    if len(joint) < MIN_LENSES:
-        raise UserError(f"{len(joint)} lenses of train and validation lie among the injections; unfolding needs "
-                        f"{MIN_LENSES}")  # fmt: skip
-    best = _maximise(joint, marginal, np.ones(len(joint)))
-    generator = streams.make_stream(config.seed, "audit/unfolding/bootstrap")
-    times = generator.multinomial(len(joint), np.full(len(joint), 1.0 / len(joint)), size=N_BOOTSTRAP)
-    draws = [_maximise(*sums[i % len(sums)], t, best).tolist() for i, t in enumerate(times)]
-    out = {"snr_edges": list(SNR_EDGES), "radius_edges": list(RADIUS_EDGES), "n_lenses": len(joint),
-           "log_weights": best.tolist(), "draws": draws}  # fmt: skip
-    return out | {"hash": hash_object(out)}
+    found = _unfold(injections, lenses, config)
+    if found["reason"]:
+        raise UserError(found["reason"])
+    return found
 
 
 def unfold_selections(tables, lenses, config):
@@ -93,14 +82,40 @@ def unfold_selections(tables, lenses, config):
     Returns
     -------
     dict of name -> dict
-        Empty when there are too few lenses to unfold from.
+        Of `unfold_selection`; n_lenses and the reason alone where a set leaves too few usable lenses (`is_known`).
+        Empty when there are too few lenses to unfold from at all.
     """
-    targets = lenses[lenses["split"].isin(["train", "val"]) & (lenses["tier"] == "A")]
+    targets = lenses[lenses["split"].isin(TARGET_SPLITS) & (lenses["tier"] == "A")]
     targets = targets.drop(columns=["logit", "score"], errors="ignore")
     if len(targets) < 2 * MIN_LENSES:
         return {}
     blind = {kind: table.drop(columns=[c for c in table if c.startswith("logit")]) for kind, table in tables.items()}
-    return {kind: unfold_selection(table, targets, config) for kind, table in blind.items()}
+    return {kind: _unfold(table, targets, config) for kind, table in blind.items()}
+
+
+def is_known(selection):
+    """Return whether a selection was inferred: neither None nor refused for want of lenses."""
+    return selection is not None and not selection["reason"]
+
+
+def _unfold(injections, lenses, config):
+    """Return what `unfold_selection` does, or the reason why not where too few lenses lie among the injections."""
+    _refuse(injections, lenses)
+    lenses = lenses[np.isfinite(lenses[list(CONDITIONS)]).all(axis=1)]
+    sums = _gather(injections, lenses, (BANDWIDTH, *OTHERS))
+    known = sums[0][0].sum(axis=1) > 1e-12 * sums[0][1].sum(axis=1)
+    sums = [(np.maximum(joint[known], 1e-30), marginal[known]) for joint, marginal in sums]
+    n = int(known.sum())
+    if n < MIN_LENSES:
+        return {"reason": f"{n} lenses of train and validation lie among the injections; unfolding needs {MIN_LENSES}",
+                "n_lenses": n}  # fmt: skip
+    best = _maximise(*sums[0], np.ones(n))
+    generator = streams.make_stream(config.seed, "audit/unfolding/bootstrap")
+    times = generator.multinomial(n, np.full(n, 1.0 / n), size=N_BOOTSTRAP)
+    draws = [_maximise(*sums[i % len(sums)], t, best).tolist() for i, t in enumerate(times)]
+    out = {"snr_edges": list(SNR_EDGES), "radius_edges": list(RADIUS_EDGES), "n_lenses": n, "reason": "",
+           "log_weights": best.tolist(), "draws": draws}  # fmt: skip
+    return out | {"hash": hash_object(out)}
 
 
 def weigh_selection(injections, log_weights):
@@ -117,8 +132,28 @@ def weigh_selection(injections, log_weights):
     ndarray of shape (N,)
     """
     bins, _ = label_bins(injections)
-    weight = np.exp(_spread(np.asarray(log_weights))[bins]) * _base(injections)
+    weight = np.exp(_spread(np.asarray(log_weights))[bins]) * take_weights(injections)
     return weight / weight.mean()
+
+
+def compare_draws(injections, selection):
+    """Return the bin of each injection (N,) and the draws' weights of the bins over those of the best fit, (D, B)."""
+    best, draws = np.asarray(selection["log_weights"]), np.asarray(selection["draws"])
+    return label_bins(injections)[0], np.exp(np.stack([_spread(log - best) for log in draws]))
+
+
+def tabulate_selection(selection):
+    """Return a selection as a table: axis, lower, upper, chance (over that of the first bin), lower_68, upper_68.
+
+    Without a row where none was inferred.
+    """
+    if not is_known(selection):
+        return pd.DataFrame(columns=["axis", "lower", "upper", "chance", "lower_68", "upper_68"])
+    edges = {"arc_snr_true": selection["snr_edges"], "theta_E / psfsize_r": selection["radius_edges"]}
+    bins = [(axis, *pair) for axis, e in edges.items() for pair in zip([0.0, *e], [*e, np.inf], strict=True)]
+    draws = np.quantile(selection["draws"], [0.16, 0.84], axis=0)
+    return pd.DataFrame(bins, columns=["axis", "lower", "upper"]).assign(
+        chance=np.exp(selection["log_weights"]), lower_68=np.exp(draws[0]), upper_68=np.exp(draws[1]))  # fmt: skip
 
 
 def label_bins(injections):
@@ -129,71 +164,57 @@ def label_bins(injections):
     return snr * n_radius + radius, (len(SNR_EDGES) + 1) * n_radius
 
 
-def _base(injections):
-    return injections["weight"].to_numpy(dtype=float) if "weight" in injections else np.ones(len(injections))
-
-
 def _spread(log_weights):
     """Return the log weight of every bin from those of the S/N bins and of the radius bins."""
     n = len(SNR_EDGES) + 1
     return (log_weights[:n, None] + log_weights[None, n:]).ravel()
 
 
+def refuse_test_lenses(targets):
+    """Raise UserError when a lens of another split than train and val is among the targets."""
+    foreign = targets[~targets["split"].isin(TARGET_SPLITS)]
+    if len(foreign):
+        row = foreign.iloc[0]
+        raise UserError(f"{row['galaxy_id']} is a {row['split']} lens; targets must be train and validation lenses")
+
+
+def refuse_scores(**tables):
+    """Raise UserError when a table holds a detector score, which calibration and selection must not see."""
+    for name, table in tables.items():
+        found = [column for column in table if column.startswith(("logit", "score"))]
+        if found:
+            raise UserError(f"{name}: column {found[0]} is a detector score, which calibration must not see; drop it")
+
+
 def _refuse(injections, lenses):
-    for name, table in (("injections", injections), ("lenses", lenses)):
-        if any(c.startswith(("logit", "score")) for c in table):
-            raise UserError(f"{name} hold a detector score; the selection is inferred without one: drop the column")
-    if (lenses["split"] == "test").any():
-        row = lenses.loc[lenses["split"] == "test", "galaxy_id"].iloc[0]
-        raise UserError(f"lens {row} is a test lens; the selection is inferred from train and validation alone")
+    refuse_scores(injections=injections, lenses=lenses)
+    refuse_test_lenses(lenses)
     for name in (*CONDITIONS, *STATISTICS):
         if name not in injections or name not in lenses:
             raise UserError(f"column {name} is missing; measure injections and lenses before unfolding")
 
 
-def _standardise(table, names, width, centre=None, scale=None):
-    values = table[list(names)].to_numpy(dtype=float, copy=True)
-    for name in {"arc_energy", "arc_snr"} & set(names):
-        column = names.index(name)
-        values[:, column] = np.arcsinh(values[:, column] / 2.0)  # linear in the noise, logarithmic above
-    if centre is None:
-        weight, rows = _base(table), []
-        for column in values.T:
-            use = np.isfinite(column)
-            rows.append(weighted_quantile(column[use], np.array([0.16, 0.5, 0.84]), weight[use]))
-        low, centre, high = np.transpose(rows)
-        scale = np.maximum(0.5 * (high - low), 1e-6)
-    z = (values - centre) / scale
-    # An arc too faint to have a radius is a state of its own.
-    missing = ~np.isfinite(z)
-    z = np.column_stack([np.where(missing, 0.0, np.clip(z, -6.0, 6.0)), 3.0 * missing.any(axis=1)])
-    return (z / width).astype(np.float32), centre, scale
-
-
-def _gather(injections, lenses, bins, n_bins, width):
-    """Return kernel sums per lens and bin: of conditions and statistics together, and of the conditions alone."""
-    weight = _base(injections).astype(np.float32)
-    sides = []
-    for names in (CONDITIONS, STATISTICS):
-        x, centre, scale = _standardise(injections, names, width)
-        sides.append((x, _standardise(lenses, names, width, centre, scale)[0]))
+def _gather(injections, lenses, widths):
+    """Return, for each width, kernel sums per lens and bin: of conditions and statistics, and of conditions alone."""
+    bins, n_bins = label_bins(injections)
     order = np.argsort(bins, kind="stable")
     present, starts = np.unique(bins[order], return_index=True)
-    joint, marginal = (np.zeros((len(lenses), n_bins)) for _ in range(2))
+    weight, sides = take_weights(injections)[order].astype(np.float32), []
+    for names in (CONDITIONS, STATISTICS):
+        scaler = fit_scaler(injections, names)
+        sides.append([scaler.transform(table).astype(np.float32) for table in (lenses, injections.iloc[order])])
+    out = [tuple(np.zeros((len(lenses), n_bins)) for _ in range(2)) for _ in widths]
     for first in range(0, len(lenses), BLOCK):
         rows = slice(first, first + BLOCK)
-        kernel = _kernel(sides[0][1][rows], sides[0][0][order]) * weight[order]
-        marginal[rows, present] = np.add.reduceat(kernel, starts, axis=1)
-        kernel *= _kernel(sides[1][1][rows], sides[1][0][order], shift=False)
-        joint[rows, present] = np.add.reduceat(kernel, starts, axis=1)
-    return joint, marginal
-
-
-def _kernel(query, x, shift=True):
-    square = (query**2).sum(1)[:, None] + (x**2).sum(1)[None, :] - 2.0 * query @ x.T
-    if shift:  # a common factor of both sums of a lens
-        square -= square.min(axis=1, keepdims=True)
-    return np.exp(-0.5 * np.maximum(square, 0.0))
+        (near, _), (alike, gap) = (square_distances(query[rows], x) for query, x in sides)
+        for width, (joint, marginal) in zip(widths, out, strict=True):
+            kernel = turn_to_kernel(near.copy(), width)  # a factor common to both sums of a lens is left out
+            kernel *= weight
+            marginal[rows, present] = np.add.reduceat(kernel, starts, axis=1)
+            kernel *= turn_to_kernel(alike.copy(), width)
+            kernel *= np.exp(-0.5 * gap / width**2)[:, None]
+            joint[rows, present] = np.add.reduceat(kernel, starts, axis=1)
+    return out
 
 
 def _maximise(joint, marginal, times, start=None):

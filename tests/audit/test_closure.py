@@ -67,7 +67,7 @@ def test_error_along_seeing_shows_in_the_tertiles(world, choice):
 
 def test_labels_shuffled_give_the_mean(world):
     table = world["set"].assign(logit=np.random.default_rng(0).permutation(world["set"]["logit"]))
-    chosen = recovery.choose_model(table, table["logit"] > 0, CONFIG)
+    chosen = recovery.choose_model(table, {"t": table["logit"] > 0}, CONFIG)["t"]
     assert chosen["score"] < chosen["scores"]["constant 0"] + 0.01
     model = recovery.fit_model(chosen, table, table["logit"] > 0, recovery.fit_scaler(table))
     assert abs(model.predict(world["lenses"]).mean() - (table["logit"] > 0).mean()) < 0.03

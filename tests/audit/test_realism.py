@@ -12,7 +12,7 @@ from scipy.special import expit
 from scipy.stats import chi2, kstest, ncx2, norm, uniform
 
 from lensaudit.artifacts import UserError
-from lensaudit.audit import calibration, estimators, rates, realism, two_sample
+from lensaudit.audit import calibration, estimators, rates, realism, two_sample, unfolding
 from lensaudit.audit.recovery import COVARIATES
 from lensaudit.config import load_config
 
@@ -178,23 +178,38 @@ def test_rejection_flattens_the_s_n_and_its_weights_undo_it():
         calibration.reject_to_log_uniform(table, 1, 1e5, 1e6)
 
 
-def test_the_calibration_moves_the_brightness_and_refuses_test_lenses():
+def test_the_calibration_moves_the_brightness_and_freezes_what_it_moved():
+    """Arcs of a catalogue that holds the bright ones: with the selection inferred, their true S/N comes back."""
     generator = np.random.default_rng(6)
-    pilot = make_measurements(2000, 12).assign(arc_snr_true=np.exp(generator.normal(2, 0.6, 2000)))
-    pilot["arc_energy"] = pilot["arc_snr_true"]
-    targets = make_measurements(100, 13, arc_energy=8.0)
-    middle = calibration.calibrate_discovery(pilot, targets)
-    weights, _ = calibration.weigh_to_targets(pilot, targets, middle)
-    reached = calibration.take_quantile(pilot["arc_energy"].to_numpy(), weights, 0.5)
-    assert reached == pytest.approx(0.95 * targets["arc_energy"].median(), rel=0.02)
-    frozen = calibration.freeze_proposal(targets, pilot, weights, CONFIG, {}, middle)
-    assert frozen["moved"] == {"arc_snr_true_midpoint": round(middle, 6), "steepness": 4.0, "at_limit": False}
+
+    def draw(n, seed):
+        snr = np.exp(generator.normal(2.2, 0.8, n))
+        return make_measurements(n, seed).assign(
+            arc_snr_true=snr, theta_E=generator.uniform(0.5, 2.5, n), arc_energy=snr * generator.lognormal(0, 0.4, n),
+            arc_snr=0.3 * snr * generator.lognormal(0, 0.5, n))  # fmt: skip
+
+    pilot, lenses = draw(3000, 12).drop(columns="detectability"), draw(4000, 13)
+    lenses = lenses[generator.random(4000) < expit(3.0 * np.log(lenses["arc_snr_true"] / 25.0))]
+    selection = unfolding.unfold_selections({"pilot": pilot}, lenses, CONFIG)["pilot"]
+    plain, _ = calibration.weigh_to_targets(pilot, lenses)
+    weights, n_eff = calibration.weigh_to_targets(pilot, lenses, selection)
+    true = lenses["arc_snr_true"].median()
+    before, after = (calibration.take_quantile(pilot["arc_snr_true"].to_numpy(), w, 0.5) for w in (plain, weights))
+    assert abs(after - true) < 0.12 * true and before < 0.5 * true and n_eff > 100
+    frozen = calibration.freeze_proposal(lenses, pilot, weights, CONFIG, {}, selection)
+    assert frozen["moved"]["hash"] == selection["hash"] and frozen["moved"]["log_weights"] == selection["log_weights"]
     assert frozen["pilot_as_drawn"]["arc_energy"][1] < frozen["pilot"]["arc_energy"][1]
-    bright = targets.assign(arc_energy=1e6)
-    moved = calibration.calibrate_discovery(pilot, bright)
-    assert calibration.freeze_proposal(bright, pilot, weights, CONFIG, {}, moved)["moved"]["at_limit"]
-    with pytest.raises(UserError, match="13-5 is a test lens"):
-        calibration.calibrate_discovery(pilot, targets.assign(split=["val"] * 5 + ["test"] + ["val"] * 94))
+    other = calibration.freeze_proposal(lenses, pilot, weights, CONFIG, {})
+    assert "too few" in other["moved"]["reason"] and other["hash"] != frozen["hash"]
+
+
+def test_weights_of_an_unevenly_drawn_pilot_count():
+    pilot, targets = make_measurements(4000, 14), make_measurements(300, 15)
+    keep = np.random.default_rng(16).random(4000) < np.where(pilot["arc_energy"] > 8, 1.0, 0.25)
+    uneven = pilot[keep].assign(weight=np.where(pilot["arc_energy"][keep] > 8, 1.0, 4.0))
+    one, two = (calibration.take_quantile(t["arc_energy"].to_numpy(), calibration.weigh_to_targets(t, targets)[0], 0.5)
+                for t in (pilot, uneven))  # fmt: skip
+    assert one == pytest.approx(two, rel=0.08) and uneven["arc_energy"].median() > 1.15 * one
 
 
 def test_the_notebook_freezes_the_proposal_before_a_test_lens_enters():

@@ -92,6 +92,29 @@ def test_order_of_rows_changes_nothing(populations):
     np.testing.assert_allclose(one, two["log_weights"], atol=2e-2)
 
 
+def test_a_set_with_too_few_usable_lenses_is_refused_with_its_reason_and_the_others_go_on(populations):
+    injections, lenses = populations
+    lenses = lenses.head(160).assign(tier="A")
+    bright = lenses.assign(psfsize_r=30.0).head(30)  # measured, but no injection is like them
+    far = injections.head(2000).assign(arc_snr=1e9, arc_energy=1e9, arc_radius=90.0 + np.arange(2000) / 100.0)
+    found = unfolding.unfold_selections({"main": injections, "faint": far}, pd.concat([lenses, bright]), CONFIG)
+    assert unfolding.is_known(found["main"]) and not unfolding.is_known(found["faint"])
+    assert "needs 50" in found["faint"]["reason"] and "log_weights" not in found["faint"]
+    assert unfolding.unfold_selections({"main": injections}, lenses.head(80), CONFIG) == {}
+    assert not unfolding.is_known(None)
+
+
+def test_draws_compared_with_the_best_fit_give_their_weights(populations):
+    injections, lenses = populations
+    found = unfolding.unfold_selection(injections, lenses, CONFIG)
+    bins, ratios = unfolding.compare_draws(injections, found)
+    best = unfolding.weigh_selection(injections, found["log_weights"])
+    for number in (0, 7):
+        weight = best * ratios[number][bins]
+        expected = unfolding.weigh_selection(injections, found["draws"][number])
+        np.testing.assert_allclose(weight / weight.mean(), expected, rtol=1e-9)
+
+
 @pytest.mark.parametrize("spoil, word", [
     (lambda i, s: (i.assign(logit=0.0), s), "score"),
     (lambda i, s: (i, s.assign(logit_companion=0.0)), "score"),
