@@ -136,10 +136,11 @@ def _collect_realism(stage):
 
 
 def _collect_injections(stage):
-    tables = {"grid": "grid_injections", "closure": "closure_injections", "deployment": "deployment_injections",
-              "twins": "twins", "controls": "controls"}  # fmt: skip
-    out = {f"n_{name}": len(stage.read_table("07_completeness", f"{file}.parquet", ["injection_id"]))
-           for name, file in tables.items()}  # fmt: skip
+    pilot, rest = "06_injection_realism", "07_completeness"
+    tables = {"grid": (rest, "grid_injections"), "closure": (pilot, "closure_injections"), "twins": (rest, "twins"),
+              "deployment": (rest, "deployment_injections"), "controls": (rest, "controls")}  # fmt: skip
+    out = {f"n_{name}": len(stage.read_table(where, f"{file}.parquet", ["injection_id"]))
+           for name, (where, file) in tables.items()}  # fmt: skip
     hosts = stage.read_table("06_injection_realism", "hosts.parquet", ["in_deployment", "in_deflector"])
     return out | {"n_hosts": len(hosts), "n_deflector_hosts": int(hosts["in_deflector"].sum())}
 

@@ -94,6 +94,8 @@ def write_stages(config, closure=None):
     write_engine(stages["06_injection_realism"], config)
     hosts = pd.DataFrame({"in_deployment": [True, True], "in_deflector": [True, False]})
     stages["06_injection_realism"].write_table("hosts.parquet", hosts)
+    closure_set = pd.DataFrame({"injection_id": np.arange(5)})
+    stages["06_injection_realism"].write_table("closure_injections.parquet", closure_set)
     write_audit(stages, closure or make_closure())
     for stage in stages.values():
         stage.close()
@@ -107,7 +109,7 @@ def write_engine(stage, config):
 
 def write_audit(stages, closure):
     stage = stages["07_completeness"]
-    for name in ("grid_injections", "closure_injections", "deployment_injections", "twins", "controls"):
+    for name in ("grid_injections", "deployment_injections", "twins", "controls"):
         stage.write_table(f"{name}.parquet", pd.DataFrame({"injection_id": np.arange(5)}))
     cells = pd.DataFrame(0.0, index=range(4), columns=list(CELL_COLUMNS))
     cells = cells.assign(threshold_name="fpr_1e-2", seeing=[0.9, 0.9, 1.05, 1.05], completeness=[0.1, 0.3, 0.2, np.nan],
@@ -299,6 +301,7 @@ def test_reported_contaminants_leave_the_realism_table(scratch_root):
     upstream.write_table("realism.parquet", pd.DataFrame(checks, columns=names))
     upstream.write_json("realism.json", {"outcome": "GO"})
     upstream.write_table("hosts.parquet", pd.DataFrame({"in_deployment": [True], "in_deflector": [True]}))
+    upstream.write_table("closure_injections.parquet", pd.DataFrame({"injection_id": np.arange(5)}))
     write_engine(upstream, config)
     upstream.close()
     stage = Stage("09_summary", config, inputs=STAGES)

@@ -30,7 +30,6 @@ HOST_COLUMNS = (
     "psfsize_r", "psfsize_g", "psfsize_z", "depth_r", "psfdepth_g", "psfdepth_r", "psfdepth_z", "mag_r", "type",
     "nobs_z", "footprint_weight", "healpix_128",
 )  # fmt: skip
-PILOT_IDS = 100_000_000  # injection ids of the pilot start here, apart from the closure set's
 CONTROLS = ("random_hosts", "faint", "red", "gain_150", "gaussian_psf", "psfsize_20")
 ENGINE_FILES = ("injection/*.py", "lensing/*.py", "photometry.py", "constants.py", "rng.py", "audit/detectability.py")
 

@@ -73,7 +73,7 @@ def collect_card(folder, config):
     cuts = {name: limits[name]["threshold"] for name in POINTS if limits.get(name, {}).get("threshold") is not None}
     rows = pd.DataFrame(_take_evaluation(folder / "05_evaluation") + _take_realism(folder / "06_injection_realism")
                         + _take_maps(folder / "07_completeness", cuts, config)
-                        + _take_quantiles(folder / "07_completeness", cuts, config))  # fmt: skip
+                        + _take_quantiles(folder / "06_injection_realism", cuts, config))  # fmt: skip
     published = pd.DataFrame(PUBLISHED, columns=["statistic", "point", "reference", "reference_value",
                                                  "reference_upper", "remark"])  # fmt: skip
     card = rows.merge(published, on=["statistic", "point"], how="outer", sort=False)

@@ -42,7 +42,8 @@ def folder(tmp_path):
     cells = pd.concat([cells.assign(threshold_name=name) for name in CUTS], ignore_index=True)
     # Rows of the closure set that are not drawn as the prior has them are no part of a distribution.
     drawn = pd.concat([table.assign(tilted=False), table.assign(tilted=True, source_R=9.0)], ignore_index=True)
-    tables = {"grid_injections": table, "closure_injections": drawn, "cells": cells, "cells_385": cells}
+    tables = {"grid_injections": table, "cells": cells, "cells_385": cells}
+    write_table(tmp_path / "06_injection_realism/closure_injections.parquet", drawn)
     for stage in card.STAGES:
         write_json(tmp_path / stage / "manifest.json", {})
     for name, own in tables.items():
