@@ -69,6 +69,7 @@ def plot_weights(targets, injections, weights, columns, simulated=True):
     Parameters
     ----------
     targets, injections : pandas.DataFrame
+        Injections drawn otherwise than the prior has them carry that in their column ``weight``.
     weights : ndarray
     columns : sequence of str
         The columns that were matched.
@@ -80,7 +81,8 @@ def plot_weights(targets, injections, weights, columns, simulated=True):
         bins = np.linspace(*np.nanpercentile(pooled, [0.5, 99.5]), 25)
         axis.hist(targets[column], bins, density=True, histtype="stepfilled", color=COLOURS["vermilion"], alpha=0.3,
                   label="lenses")  # fmt: skip
-        axis.hist(injections[column], bins, density=True, histtype="step", color=COLOURS["grey"], ls=":", label="drawn")
+        axis.hist(injections[column], bins, density=True, histtype="step", color=COLOURS["grey"], ls=":",
+                  weights=injections.get("weight"), label="as the prior has them")  # fmt: skip
         axis.hist(injections[column], bins, density=True, histtype="step", color=COLOURS["blue"], weights=weights,
                   label="weighted")  # fmt: skip
         axis.set(xlabel=label({"psfsize_r": "seeing"}.get(column, column)), yticks=[])
