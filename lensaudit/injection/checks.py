@@ -1,5 +1,7 @@
 """Injection tables that can be rendered: what every column may hold, and one clear refusal when it does not."""
 
+import numbers
+
 import numpy as np
 import pandas as pd
 
@@ -23,6 +25,7 @@ LIMITS = {
     "source_x": (-9.0, 9.0), "source_y": (-9.0, 9.0), "phi": (-100.0, 100.0), "source_phi": (-100.0, 100.0),
 }  # fmt: skip
 FLAGS = ("psf_wings", "inner_images")
+COMPANIONS = {"a3": ("phi3",), "a4": ("phi4",), "subhalo_theta_E": ("subhalo_x", "subhalo_y", "subhalo_r_cut")}
 FRACTIONS = tuple(f"quasar_fraction_{band}" for band in BANDS)
 
 
@@ -37,20 +40,15 @@ def check_table(table, hosts, bank=None):
     Raises
     ------
     UserError
-        For a missing column, a value that is not finite or out of range, an id that stands twice, a source mode that
-        the other columns do not serve, or an unknown or unusable host.
+        For a missing column, a value that is not a number, not finite or out of range, an id that is no whole number or
+        stands twice, a source mode that the other columns do not serve, or an unknown or unusable host.
     """
     _require(table, "injection table", ("injection_id", "host_index", *PARAMETERS))
     _require(hosts, "host table", ("host_index", "galaxy_id", *(f"{name}_{band}" for band in BANDS for name in (
         "psfsize", "psfdepth", "mw_transmission"))))  # fmt: skip
-    ids = table["injection_id"].to_numpy()
-    if pd.isna(ids).any():
-        raise UserError(f"injection table, row {int(np.argmax(pd.isna(ids)))}: no injection_id; number the rows")
-    if len(np.unique(ids)) < len(ids):
-        twice = table["injection_id"][table["injection_id"].duplicated()].iloc[0]
-        raise UserError(f"injection {twice} appears twice; ids must be unique")
+    ids = _check_ids(table)
     for name in (*PARAMETERS, *(c for c in LIMITS if c in table and c not in PARAMETERS)):
-        values = _read_numbers(table, name)
+        values = _read_numbers(table, name, "injection", ids)
         low, high = LIMITS.get(name, (-10.0, np.inf))
         bad = ~((values >= low) & (values <= high))
         if name in ("n_clumps", "bank_index"):
@@ -59,9 +57,14 @@ def check_table(table, hosts, bank=None):
             k = int(np.argmax(bad))
             kind = "not a whole number" if low <= values[k] <= high else f"outside [{low:g}, {high:g}]"
             raise UserError(f"injection {ids[k]}: {name} = {values[k]:g} is {kind}; drop it")
+        lost = [c for c in COMPANIONS.get(name, ()) if c not in table]
+        if lost and values.any():
+            who = ids[int(np.argmax(values != 0))]
+            raise UserError(f"injection {who}: {name} without column(s) {', '.join(lost)}; give them")
     for name in FLAGS:
         if name in table and table[name].dtype != bool:
-            raise UserError(f"injection {ids[0]}: column {name} holds {table[name].iloc[0]!r}; give True or False")
+            k = next((k for k, v in enumerate(table[name]) if not isinstance(v, (bool, np.bool_))), 0)
+            raise UserError(f"injection {ids[k]}: column {name} holds {table[name].iloc[k]!r}; give True or False")
     _check_sources(table, ids, bank)
     _check_hosts(table, hosts, ids)
 
@@ -70,13 +73,35 @@ def _require(table, what, names):
     missing = [name for name in names if name not in table]
     if missing:
         raise UserError(f"{what} lacks column(s) {', '.join(missing)}")
+    if not table.columns.is_unique:
+        raise UserError(f"{what} has column {table.columns[table.columns.duplicated()][0]} twice; keep one")
 
 
-def _read_numbers(table, name):
-    try:
+def _check_ids(table):
+    """Return the ids, whole numbers that streams can be keyed by, each once."""
+    column = table["injection_id"]
+    values = column.to_numpy()
+    for k in np.flatnonzero(pd.isna(values)):
+        raise UserError(f"injection table, row {k}: no injection_id; number the rows")
+    whole = values >= 0 if values.dtype.kind in "iu" else np.array(
+        [isinstance(v, numbers.Real) and type(v) not in (bool, np.bool_) and 0 <= v < 2**63 and v % 1 == 0
+         for v in values], dtype=bool)  # fmt: skip
+    if not whole.all():
+        name = values[int(np.argmin(whole))]
+        raise UserError(f"injection {name}: injection_id is not a whole number from 0 on; number the rows")
+    if len(np.unique(values)) < len(values):
+        raise UserError(f"injection {column[column.duplicated()].iloc[0]} appears twice; ids must be unique")
+    return values
+
+
+def _read_numbers(table, name, what, ids):
+    """Return a column as float64, or refuse the first row that holds something else."""
+    if table[name].dtype.kind in "iuf":
         return table[name].to_numpy(dtype=np.float64)
-    except (TypeError, ValueError):
-        raise UserError(f"injection table: column {name} holds text or nothing; give numbers") from None
+    for k, value in enumerate(table[name]):
+        if not (value is None or isinstance(value, numbers.Real)) or type(value) in (bool, np.bool_):
+            raise UserError(f"{what} {ids[k]}: {name} = {value!r} is not a number; give numbers")
+    return table[name].to_numpy(dtype=np.float64)
 
 
 def _check_sources(table, ids, bank):
@@ -106,19 +131,26 @@ def _check_hosts(table, hosts, ids):
     if lost.any():
         k = int(np.argmax(lost))
         raise UserError(f"injection {ids[k]}: host_index {table['host_index'].iloc[k]} is not in the host table")
-    used = hosts["host_index"].isin(table["host_index"]).to_numpy()
+    used, names = hosts[hosts["host_index"].isin(table["host_index"])], ["host_index"]
     for band in BANDS:
+        # Without an exposure time it is estimated, also from the number of visits.
+        spent = f"exptime_{band}" if f"exptime_{band}" in hosts else f"nobs_{band}"
         for name, low, high in ((f"psfsize_{band}", 0.5, 0.5 * RENDER_SIZE * PIXEL_SCALE),
-                                (f"psfdepth_{band}", 0.0, np.inf), (f"mw_transmission_{band}", 0.0, 1.0 + 1e-6),
-                                (f"exptime_{band}", 0.0, 1e9)):  # fmt: skip
-            if name not in hosts:  # the exposure time is then estimated
+                                (f"psfdepth_{band}", 0.0, 1e12), (f"mw_transmission_{band}", 0.0, 1.0 + 1e-6),
+                                (spent, 0.0, 1e9)):  # fmt: skip
+            if name not in hosts:
                 continue
-            values = hosts[name].to_numpy(dtype=np.float64)
-            bad = ~((values > low) & (values <= high)) & used
+            values = _read_numbers(used, name, "host", used["galaxy_id"].to_numpy())
+            bad = ~((values > low) & (values <= high))
             if bad.any():
                 k = int(np.argmax(bad))
-                who = hosts["galaxy_id"].iloc[k]
+                who = used["galaxy_id"].iloc[k]
                 raise UserError(f"host {who}: {name} = {values[k]:g} is not usable; drop the host")
+            names.append(name)
+    kinds = used[names].drop_duplicates()["host_index"]
+    if kinds.duplicated().any():
+        who = kinds[kinds.duplicated()].iloc[0]
+        raise UserError(f"host_index {who} stands twice in the host table, with different conditions; keep one")
 
 
 def resolve_modes(table):

@@ -10,7 +10,7 @@ from scipy.special import gamma
 from lensaudit import photometry, rng
 from lensaudit.artifacts import UserError
 from lensaudit.constants import BANDS, PIXEL_SCALE
-from lensaudit.injection.checks import MAX_CLUMPS
+from lensaudit.injection.checks import MAX_CLUMPS, check_table
 from lensaudit.injection.inject import band_fluxes, host_rows, moffat_radii
 from lensaudit.lensing.psf import narrow_core, wing_flux, wing_profile
 from lensaudit.lensing.sources import place_clumps, sersic_b
@@ -253,20 +253,36 @@ def from_lenstronomy(description, host, bank=None):
     Raises
     ------
     UserError
-        For a model that a row cannot hold: a mass profile of another name or off centre, a source that is not one
-        Sersic, clumps other than those that seed and injection_id place.
+        For a model that a row cannot hold: a mass profile of another name, twice or off centre, a source that is not
+        one Sersic, clumps other than those that seed and injection_id place; for what `checks.check_table` refuses.
     """
+    who = f"injection {description.get('injection_id')}"
+    try:
+        table = _read_row(description, host, bank, who)
+    except KeyError as error:
+        raise UserError(f"{who}: its description or its host's row lacks {error}; give it") from None
+    check_table(table, host, getattr(bank, "images", bank))
+    return table
+
+
+def _read_row(description, host, bank, who):
+    """Return the row of `from_lenstronomy`."""
     row = {"injection_id": description["injection_id"], "host_index": description["host_index"]}
-    who = f"injection {row['injection_id']}"
-    for name, kwargs in zip(description["lens_model_list"], description["kwargs_lens"], strict=True):
-        row |= _read_mass(name, kwargs, who)
+    names, all_kwargs = description["lens_model_list"], description["kwargs_lens"]
+    if len(names) != len(all_kwargs):
+        raise UserError(f"{who}: {len(names)} names in lens_model_list, {len(all_kwargs)} in kwargs_lens; give as many")
+    for name, kwargs in zip(names, all_kwargs, strict=True):
+        columns = _read_mass(name, kwargs, who)
+        if set(columns) & set(row):
+            raise UserError(f"{who}: a row cannot hold a second {name}; give one")
+        row |= columns
     row = {"gamma1": 0.0, "gamma2": 0.0} | row
     groups, point = description["groups"], description.get("point")
     row |= _read_disc(groups["disc"], bank, who)
     flux = {b: sum(g["flux"][b] for g in groups.values()) + (point["flux"][b] if point else 0.0) for b in BANDS}
     own = host.set_index("host_index").loc[row["host_index"]]
     for band in BANDS:
-        row[f"mag_source_{band}"] = photometry.flux_to_mag(flux[band] / own[f"mw_transmission_{band}"])
+        row[f"mag_source_{band}"] = float(photometry.flux_to_mag(flux[band] / own[f"mw_transmission_{band}"]))
     clumps = groups.get("clumps")
     row["n_clumps"] = len(clumps["kwargs_light"]) if clumps else 0
     host_flux = sum(g["flux"]["r"] for g in groups.values())

@@ -13,7 +13,7 @@ import numpy as np
 
 from lensaudit.artifacts import UserError
 from lensaudit.injection.galaxies import measure_galaxy_density
-from lensaudit.injection.population import parent_density
+from lensaudit.injection.population import load_prior, parent_density, redshift_density
 
 VARIABLES = ("theta_E", "z_source", "mag_source_r", "g-r", "r-z", "log10 source_R", "source_q", "source_n", "n_clumps",
              "clump_fraction", "source_x", "source_y")  # fmt: skip
@@ -75,7 +75,7 @@ def measure_source_density(table, prior):
         return out + _log_uniform(t["source_n"], s["index"]) + np.log(where)
 
 
-def weigh_prior(table, prior):
+def weigh_prior(table, prior, drawn="collett"):
     """Return weights, of mean 1, that turn a table's draws into draws from another prior, and Kish's n_eff.
 
     Parameters
@@ -83,6 +83,8 @@ def weigh_prior(table, prior):
     table : pandas.DataFrame
         Injection table with log_q.
     prior : dict
+    drawn : str or dict
+        The prior whose grid the rows are of, for rows of the grid.
 
     Returns
     -------
@@ -98,6 +100,7 @@ def weigh_prior(table, prior):
     -----
     Rows of the grid become draws of the prior conditional on its passing the same cuts, inside the cells, whose sums of
     weights are as their shares of a direct run. Untied ones have no density under a prior with velocity dispersions.
+    log_acceptance has the lens redshifts of `drawn`; those of another such prior follow from the ratio of densities.
     """
     of_grid = "cell" in table and (table["cell"] >= 0).any()
     if of_grid:
@@ -109,13 +112,23 @@ def weigh_prior(table, prior):
     log = measure_density(table, prior) - np.asarray(table["log_q"], dtype=np.float64)
     if of_grid:
         log = log + np.asarray(table["log_acceptance"], dtype=np.float64)
-        if prior["deflector"]["kind"] == "vdf" and "untied" in table:
-            log = np.where(table["untied"], -np.inf, log)
+        if prior["deflector"]["kind"] == "vdf":
+            log = log + _compare_redshifts(table["z_lens"], prior, load_prior(drawn))
+            log = np.where(table["untied"], -np.inf, log) if "untied" in table else log
     log = np.where(np.isfinite(log), log, -np.inf)
     if not len(log) or not np.isfinite(log.max()):
         return np.zeros(len(log)), 0.0
     weight = np.exp(log - log.max())
     return weight / weight.mean(), float(weight.sum() ** 2 / (weight**2).sum())
+
+
+def _compare_redshifts(z_lens, prior, drawn):
+    """Return the log ratio of two priors' densities of lens redshifts, 0 if the second has no velocity dispersions."""
+    if drawn["deflector"]["kind"] != "vdf":
+        return 0.0
+    z_lens = np.asarray(z_lens, dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.log(redshift_density(z_lens, prior)) - np.log(redshift_density(z_lens, drawn))
 
 
 def _log_uniform(value, limits):

@@ -16,7 +16,7 @@ from lensaudit.injection.cells import assign_bins, bin_edges, source_kernel, tab
 from lensaudit.injection.forecast import bound_arcs, forecast_arcs
 from lensaudit.injection.inject import measure_injections
 from lensaudit.injection.population import draw_parents, draw_sources, theta_to_sigma
-from lensaudit.injection.priors import SLACK, draw_geometry
+from lensaudit.injection.priors import ROUGH_SLACK, SLACK, draw_geometry
 
 FIRST_ID = 4_000_000_000  # injection ids of the ladder start apart from other sets, so that no two share noise
 DRAWN = ("magnitudes", "colours", "radius", "clumps", "index", "axis_ratio", "position", "cuts", "hosts", "tie",
@@ -223,11 +223,12 @@ def _accept(table, hosts, fiducial, config, seed):
     snr, psfsize = snr * np.sqrt(own["psfdepth_r"].to_numpy()), own["psfsize_r"].to_numpy()
     columns, limits = {k: table[k].to_numpy() for k in table}, (0.0, 0.0, 1.0)
     if cuts:
-        limits = (section.min_mu, section.min_arc_snr_true, SLACK)
+        slack = np.where(columns["n_clumps"] > 0, ROUGH_SLACK, SLACK)
         mu, bound = bound_arcs(columns, psfsize, snr)
-        keep = (mu * SLACK > section.min_mu) & (bound * SLACK > section.min_arc_snr_true)
+        keep = (mu * slack > section.min_mu) & (bound * slack > section.min_arc_snr_true)
         table, psfsize, snr = table[keep], psfsize[keep], snr[keep]
         columns = {k: table[k].to_numpy() for k in table}
+        limits = (section.min_mu, section.min_arc_snr_true, slack[keep])
     arcs = forecast_arcs(columns, psfsize, snr, *limits)
     table = table.assign(multiplicity=arcs["multiplicity"])
     if cuts:

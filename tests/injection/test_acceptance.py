@@ -1,6 +1,7 @@
 """Rows of the grid weighed to a prior, against the prior drawn directly; the chance to pick a host against picking."""
 
 import copy
+import operator
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ import torch
 from test_injection import make_samples
 
 from lensaudit.config import CompletenessConfig, Config
-from lensaudit.injection import acceptance, cells, density, inject, priors
+from lensaudit.injection import acceptance, cells, density, inject, population, priors
 from lensaudit.injection import hosts as host_module
 from lensaudit.injection.population import load_prior
 
@@ -43,7 +44,12 @@ def make_other():
 
 @pytest.mark.parametrize("prior", [load_prior("collett"), make_other()], ids=["own", "other"])
 def test_grid_weighed_is_the_prior_drawn(hosts, drawn, prior):
-    """Recovered fraction, source redshift and magnitude of a direct run, cell by cell and in all."""
+    """Recovered fraction, redshifts and source magnitude of a direct run, cell by cell and in all.
+
+    With 16 fresh grids (seeds 1001-1016) and 6,000 direct rows the differences over their error scatter by 0.98 and
+    1.00, the largest of 864 is 3.4: hence 3.5. 320 ids are few for the regression of the chance to pass: on average
+    z_source is 3 per cent low and the share of a cell up to 15 per cent off; with 3,200 ids less than 1 and 3.
+    """
     direct = priors.draw_closure(hosts, 500, 5, prior, config=CONFIG)
     own = inject.host_rows(direct, hosts)
     place = [cells.assign_bins(v, c) for v, c in ((direct["theta_E"], GRID.theta_E), (own["psfsize_r"], GRID.seeing),
@@ -57,8 +63,8 @@ def test_grid_weighed_is_the_prior_drawn(hosts, drawn, prior):
         kish = weight[ours].sum() ** 2 / max((weight[ours] ** 2).sum(), 1e-300)
         if theirs.sum() < 20 or kish < 12:  # too few for an error of the mean
             continue
-        for values in (is_recovered, lambda t: t["z_source"].to_numpy(), lambda t: t["mag_source_r"].to_numpy()):
-            a, b, w = values(drawn)[ours], values(direct)[theirs], weight[ours]
+        for values in (is_recovered, *(operator.itemgetter(k) for k in ("z_source", "mag_source_r", "z_lens"))):
+            a, b, w = np.asarray(values(drawn))[ours], np.asarray(values(direct))[theirs], weight[ours]
             mean = np.average(a, weights=w)
             error = b.std() * np.sqrt(1.0 / kish + 1.0 / len(b))  # both are draws of one law
             assert abs(mean - b.mean()) < 3.5 * error, (number, mean, b.mean(), error)
@@ -76,6 +82,35 @@ def test_chance_to_pick_is_how_often_it_is_picked(hosts):
     chance = matcher.measure_chance(rows, np.full(len(rows), 240.0), np.full(len(rows), 0.45))
     assert chance.sum() == pytest.approx(1.0) and (chance[~hosts["in_deflector"]] == 0).all()
     assert np.abs(np.bincount(picked, minlength=len(rows)) / n - chance).max() < 2 / n
+
+
+@pytest.mark.parametrize("name", ["collett", "cosmos_like"])
+def test_hosts_weighed_are_those_that_deflectors_pick(hosts, name):
+    """Even draws of (theta_E, z_source, host) weighed to a prior, against its parents and the hosts they pick."""
+    prior, own, n = load_prior(name), load_prior("collett"), 60000
+    generator, matcher = np.random.default_rng(3), host_module.HostMatcher(hosts)
+    row = generator.choice(np.flatnonzero(hosts["in_deflector"]), n)
+    table = pd.DataFrame({"theta_E": generator.uniform(0.6, 1.6, n), "z_source": generator.uniform(0.4, 4.0, n),
+                          "z_lens": np.clip(hosts["z_phot"].to_numpy()[row], *prior["deflector"]["z"]), "cell": 0,
+                          "source_x": 0.0, "source_y": 0.0})  # fmt: skip
+    table = table.assign(**population.draw_sources(generator.random((n, 11)), table["z_source"].to_numpy(), prior))
+    with np.errstate(divide="ignore"):
+        chance = np.log(acceptance._match_chance(table, row, hosts, own))
+    weight, n_eff = density.weigh_prior(table.assign(log_q=density.measure_source_density(table, prior),
+                                                     log_acceptance=chance), prior)  # fmt: skip
+    parents = population.draw_parents(generator.random((200000, 4)), prior)
+    picked = matcher.pick(parents["sigma_v"], parents["z_lens"], generator.random(200000))
+    keep = (picked >= 0) & (parents["z_source"] > parents["z_lens"])
+    for key, low, high in (("theta_E", 0.6, 1.6), ("z_source", 0.4, 4.0)):
+        keep &= (parents[key] > low) & (parents[key] < high)
+    for label, ours, theirs in (("theta_E", table["theta_E"], parents["theta_E"]),
+                                ("z_source", table["z_source"], parents["z_source"]),
+                                *((c, hosts[c].to_numpy()[row], hosts[c].to_numpy()[np.maximum(picked, 0)])
+                                  for c in ("z_phot", "sigma_v"))):  # fmt: skip
+        mean, b = np.average(ours, weights=weight), theirs[keep]
+        error = b.std() * np.sqrt(1.0 / n_eff + 1.0 / len(b))
+        # 2.8 at most; cosmos_like with the lens redshifts of collett, the prior drawn, is 17 off in z_phot.
+        assert abs(mean - b.mean()) < 4.0 * error, (label, mean, b.mean(), error)
 
 
 def test_chance_to_pass_comes_back_from_trials(hosts):

@@ -40,9 +40,25 @@ def make_host(**changes):
         ({"mag_source_r": [22.0, 22.0, np.nan, 22.0]}, "injection 42: mag_source_r"),
         ({"clump_fraction": [0.3, np.nan, 0.3, 0.3]}, "injection 41: clump_fraction"),
         ({"n_clumps": [0, 2.5, 0, 0]}, "injection 41: n_clumps = 2.5 is not a whole number"),
-        ({"source_R": "large"}, "column source_R holds text"),
+        ({"source_R": "large"}, "injection 40: source_R = 'large' is not a number"),
+        ({"source_R": [0.1, 0.1, "0.1", 0.1]}, "injection 42: source_R = '0.1' is not a number"),
+        ({"theta_E": np.full(4, 1.2 + 0j)}, "injection 40: theta_E = .* is not a number"),
+        ({"n_clumps": [True] * 4}, "injection 40: n_clumps = True is not a number"),
+        ({"theta_E": [1.2, 1.2, None, 1.2]}, "injection 42: theta_E = nan"),
+        ({"theta_E": [1.2, 500.0, 1.2, 1.2]}, "injection 41: theta_E = 500"),
+        ({"q": [0.7, 1.3, 0.7, 0.7]}, "injection 41: q = 1.3"),
+        ({"source_q": [0.7, 0.0, 0.7, 0.7]}, "injection 41: source_q = 0 "),
+        ({"mag_source_g": [22.0, -np.inf, 22.0, 22.0]}, "injection 41: mag_source_g = -inf"),
+        ({"psf_beta": [3.5, 3.5, 3.5, 1.0]}, "injection 43: psf_beta = 1 "),
+        ({"a3": [0.0, 0.01, 0.0, 0.0]}, "injection 41: a3 without column.* phi3"),
+        ({"subhalo_theta_E": [0.0, 0.0, 0.1, 0.0]}, "injection 42: subhalo_theta_E without column.* subhalo_x"),
         ({"injection_id": [1, 2, 2, 3]}, "injection 2 appears twice"),
-        ({"psf_wings": [1.0, np.nan, 1.0, 1.0]}, "injection 40: column psf_wings"),
+        ({"injection_id": [1.0, 1.5, 2.0, 3.0]}, "injection 1.5: injection_id is not a whole number"),
+        ({"injection_id": [1.0, np.inf, 2.0, 3.0]}, "injection inf: injection_id is not a whole number"),
+        ({"injection_id": [1.0, np.nan, 2.0, 3.0]}, "row 1: no injection_id"),
+        ({"injection_id": [3, -1, 2, 4]}, "injection -1: injection_id is not a whole number"),
+        ({"injection_id": list("abcd")}, "injection a: injection_id is not a whole number"),
+        ({"psf_wings": [True, np.nan, True, True]}, "injection 41: column psf_wings holds nan"),
         ({"bank_index": [-1, -1, 3, -1]}, "injection 42: bank_index = 3"),
         ({"source_mode": ["sersic", "bogus", "sersic", "sersic"]}, "injection 41: source_mode 'bogus' is unknown"),
         ({"source_mode": ["sersic", "sersic", "sersic", "point"]}, "injection 43: source_mode 'point' is without"),
@@ -55,7 +71,25 @@ def test_bad_rows_are_refused_by_id(changes, words):
         checks.check_table(make_rows(**changes), make_host())
 
 
-@pytest.mark.parametrize("changes", [{"exptime_r": 0.0}, {"psfdepth_r": np.inf * 0}, {"psfsize_g": 0.05}])
+def test_tables_as_a_whole():
+    rows = make_rows()
+    with pytest.raises(UserError, match="injection table lacks .* theta_E"):
+        checks.check_table(pd.DataFrame(), make_host())
+    with pytest.raises(UserError, match="column q twice"):
+        checks.check_table(pd.concat([rows, rows[["q"]]], axis=1), make_host())
+    with pytest.raises(UserError, match="injection 40: host_index 0 is not in the host table"):
+        checks.check_table(rows, make_host().iloc[:0])
+    with pytest.raises(UserError, match="host_index 0 stands twice"):
+        checks.check_table(rows, pd.concat([make_host(), make_host(psfsize_r=1.1)]))
+    checks.check_table(rows, pd.concat([make_host(), make_host()]))  # the same twice is the same
+    checks.check_table(rows.astype({"injection_id": float, "n_clumps": "int8"}), make_host())
+    empty, arcs = inject.inject(make_rows(0), make_host(), np.zeros((0, 3, 65, 65)), CONFIG, 1)
+    assert empty.shape == arcs.shape == (0, 3, 65, 65)
+
+
+@pytest.mark.parametrize("changes", [{"exptime_r": 0.0}, {"psfdepth_r": np.nan}, {"psfdepth_r": np.inf},
+                                     {"psfsize_g": 0.05}, {"psfsize_r": "wide"}, {"nobs_r": np.nan}, {"nobs_z": 0},
+                                     {"mw_transmission_z": 1.5}])  # fmt: skip
 def test_bad_hosts_are_refused_by_name(changes):
     with pytest.raises(UserError, match="host one: " + next(iter(changes))):
         checks.check_table(make_rows(), make_host(**changes))

@@ -258,6 +258,16 @@ def test_what_has_no_words_is_refused():
         (lambda d: d["lens_model_list"].__setitem__(0, "NFW"), "cannot hold NFW"),
         (lambda d: d["groups"]["clumps"]["kwargs_light"][0].update(center_x=0.5), "clumps"),
         (lambda d: d["groups"]["disc"].update(light_model_list=["HERNQUIST"]), "HERNQUIST"),
+        (lambda d: d["kwargs_lens"][0].update(theta_E=np.nan), "injection 7: theta_E = nan"),
+        (lambda d: d["kwargs_lens"][0].update(theta_E=-1.0), "injection 7: theta_E = -1"),
+        (lambda d: d["kwargs_lens"][0].update(e1=1.2), "injection 7: q = "),
+        (lambda d: d["kwargs_lens"][0].pop("theta_E"), "injection 7: .* lacks 'theta_E'"),
+        (lambda d: d["kwargs_lens"].pop(), "injection 7: 2 names"),
+        (lambda d: [d[k].append(d[k][0]) for k in ("lens_model_list", "kwargs_lens")], "a second SIE"),
+        (lambda d: d.update(host_index=77), "injection 7: .* lacks 77"),
+        (lambda d: d.pop("groups"), "injection 7: .* lacks 'groups'"),
+        (lambda d: d["groups"]["disc"]["flux"].update(r=-9.0), "injection 7: mag_source_r = nan"),
+        (lambda d: d["psf"]["r"].update(beta=np.nan), "injection 7: psf_beta = nan"),
     ):
         description = oracle.to_lenstronomy(row, host, 5)
         spoil(description)
