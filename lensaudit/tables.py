@@ -12,6 +12,7 @@ import pandas as pd
 from lensaudit.artifacts import UserError
 from lensaudit.audit.verdict import tabulate_closure
 from lensaudit.wording import (
+    CLOSURE_PARTS,
     CLOSURE_ROWS,
     POINTS,
     SAMPLES,
@@ -217,8 +218,8 @@ def _table_controls(stage, point="headline", name=HEADLINE):
     for kind in sorted(entry["controls"], key=lambda k: (order.index(k) if k in order else len(order), k)):
         control = entry["controls"][kind]
         row = {"control": name_closure_row(kind), "must": "yes" if control["must_fail"] else "",
-               "caught": ", ".join(control["caught_by"])}  # fmt: skip
-        parts = [part for part in ("conditional", "calibrated", "twins") if part in control]
+               "caught": ", ".join(CLOSURE_PARTS[part] for part in control["caught_by"])}  # fmt: skip
+        parts = [part for part in CLOSURE_PARTS if part in control]
         rows.append(row | {part: own.loc[f"{kind} / {part}", "predicted_text"] for part in parts})
     columns = {"control": ("control", "latex"), "conditional": ("conditional", "latex"),
                "calibrated": ("selection inferred", "latex"), "twins": ("twins", "latex"), "must": "must fail",

@@ -68,6 +68,8 @@ CLOSURE_ROWS = {
     "gain_150": r"gain 150 e$^-$ nMgy$^{-1}$", "gaussian_psf": "Gaussian PSF, psfsize as FWHM",
     "psfsize_20": "psfsize a fifth too large",
 }  # fmt: skip
+# Rows that every negative control is tested on.
+CLOSURE_PARTS = {"conditional": "conditional", "calibrated": "selection inferred", "twins": "twins"}
 # Lens lists by the name of their description in data_manifests/ or of their file.
 LISTS = {
     "literature_lenses": "literature", "slacs": "SLACS", "storfer2024": "Storfer et al. 2024",
@@ -140,6 +142,6 @@ def name_subset(key):
 
 
 def name_closure_row(key):
-    """Return the name of a row of closure; a control's row is ``<control> / <conditional or twins>``."""
+    """Return the name of a row of closure; a control's row is ``<control> / <part>``, parts as in `CLOSURE_PARTS`."""
     kind, _, part = str(key).partition(" / ")
-    return CLOSURE_ROWS.get(kind, spell_out(kind)) + (f" ({part})" if part else "")
+    return CLOSURE_ROWS.get(kind, spell_out(kind)) + (f" ({CLOSURE_PARTS.get(part, spell_out(part))})" if part else "")

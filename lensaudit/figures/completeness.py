@@ -1,10 +1,11 @@
 """Figures of the completeness stage: maps, slices, C(theta_E, z_l), two gates, closure."""
 
 import numpy as np
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from lensaudit.figures.style import COLOURS, SEQUENTIAL, label, mark_simulated, new_figure
-from lensaudit.wording import POINTS, name_closure_row
+from lensaudit.wording import CLOSURE_PARTS, POINTS, name_closure_row
 
 
 def plot_maps(cells, threshold_name, simulated=True):
@@ -146,12 +147,12 @@ def plot_gates(gates, simulated=True):
 
 
 def plot_closure(table, tertiles, simulated=True):
-    """Show predicted against observed recall: all rows with their verdicts, and the headline's nine tertile bins.
+    """Show predicted against observed recall: rows by detector and operating point, tertile bins, negative controls.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        From `verdict.tabulate_closure`.
+        From `verdict.tabulate_closure`, of one or two detectors.
     tertiles : pandas.DataFrame
         From `verdict.tabulate_tertiles`.
     simulated : bool
@@ -159,50 +160,82 @@ def plot_closure(table, tertiles, simulated=True):
     Returns
     -------
     matplotlib.figure.Figure
-        Left: predictive 95 % intervals (bars), observed recall (band: 95 % Jeffreys); red where it does not close,
-        grey where a guard refuses the row.
+        Above, one panel per operating point: predictive 95 % intervals (bars), observed recall of the same lenses
+        (ticks) and that of the audited detector's headline lenses (line, and band: 95 % Jeffreys). Below, the same of
+        the controls at the headline's point, and its tertile bins. Colours are verdicts, red where it does not close.
     """
-    fig, (left, right) = new_figure("text", 3.6, 1, 2, gridspec_kw={"width_ratios": [1.6, 1]})
-    own = (table["operating_point"] == "headline") & (table["detector"] == "audited")
-    _draw_rows(left, table[own].reset_index(drop=True))
-    colours = {"theta_E": "blue", "seeing": "orange", "depth": "green"}
-    right.plot([0, 1], [0, 1], color="0.6", lw=0.8)
-    for name, part in tertiles.groupby("axis") if len(tertiles) else ():
-        right.errorbar(part["predicted"], part["recall"], _bars(part, "recall"), _bars(part, "predicted"), fmt="o",
-                       ms=3, lw=0.7, color=COLOURS[colours[name]],
-                       label=f"tertiles of {label(name).partition(' [')[0]}")  # fmt: skip
-    right.set(xlabel="predicted recall", ylabel="observed recall", xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    if len(tertiles):
-        right.legend(loc="lower right", fontsize=6)
+    fig, axes = new_figure("text", 5.6, 2, 2, gridspec_kw={"height_ratios": [1, 1.15]})
+    points = list(dict.fromkeys(table["operating_point"]))[:2]
+    control = table["row"].str.contains(" / ")
+    names = {point: name_point("fpr_1e-2" if point == "headline" else point) for point in points}
+    for axis, point in zip(axes[0], points, strict=False):
+        own = table[~control & (table["operating_point"] == point)]
+        _draw_rows(axis, own, own["row"], own["detector"], {"audited": "o", "companion": "s"})
+        axis.set(title="closure at " + names[point], xlabel="recall", xlim=(0, 1))
+    for axis in axes[0, len(points) :]:
+        axis.axis("off")
+    own = table[control & (table["operating_point"] == points[0]) & (table["detector"] == "audited")]
+    kind = own["row"].str.partition(" / ")
+    _draw_rows(axes[1, 0], own, kind[0], kind[2], dict(zip(CLOSURE_PARTS, "os^", strict=True)))
+    axes[1, 0].set(title=f"negative controls at {names[points[0]]}", xlabel="recall", xlim=(0, 1))
+    _draw_tertiles(axes[1, 1], tertiles, names[points[0]])
+    handles = [Line2D([], [], color=colour, lw=1.5, label=text) for text, colour in VERDICT_COLOURS.items()]
+    handles.append(Line2D([], [], color=COLOURS["blue"], lw=0, marker="|", ms=6, label="observed recall"))
+    fig.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=6)
     return mark_simulated(fig, simulated)
+
+
+VERDICT_COLOURS = {"closes": COLOURS["green"], "does not close": COLOURS["vermilion"],
+                   "inconclusive or too few": COLOURS["black"], "refused by a guard": "0.6"}  # fmt: skip
+
+
+def _colour_verdict(verdict):
+    if verdict in VERDICT_COLOURS:
+        return VERDICT_COLOURS[verdict]
+    return VERDICT_COLOURS["refused by a guard" if verdict == "refused" else "inconclusive or too few"]
 
 
 def _bars(table, column):
     return np.clip([table[column] - table[f"{column}_lower"], table[f"{column}_upper"] - table[column]], 0, None)
 
 
-def _draw_rows(axis, rows):
-    if not len(rows) or not np.isfinite(rows["recall"].iloc[0]):
-        axis.text(0.5, 0.5, "closure cannot be computed: too few", ha="center", transform=axis.transAxes)
+def _draw_rows(axis, table, kinds, parts, markers):
+    """Draw one line per kind of row, its parts below each other."""
+    if not len(table) or not np.isfinite(table["recall"].astype(float)).any():
+        axis.text(0.5, 0.5, "cannot be computed: too few", ha="center", transform=axis.transAxes)
+        axis.set(yticks=[])
         return
-    main = rows.iloc[0]
-    axis.axvspan(main["recall_lower"], main["recall_upper"], color=COLOURS["sky"], alpha=0.25, lw=0)
-    axis.axvline(main["recall"], color=COLOURS["blue"], lw=1.0)
-    names = []
-    for place, row in rows.iterrows():
-        names.append(name_closure_row(row["row"]))
+    main = table[np.isfinite(table["recall"].astype(float))].iloc[0]
+    axis.axvspan(main["recall_lower"], main["recall_upper"], color=COLOURS["sky"], alpha=0.2, lw=0)
+    axis.axvline(main["recall"], color=COLOURS["blue"], lw=0.6)
+    lines, used = list(dict.fromkeys(kinds)), [part for part in markers if part in set(parts)]
+    for (_, row), kind, part in zip(table.iterrows(), kinds, parts, strict=True):
+        place = lines.index(kind) + 0.25 * (used.index(part) - 0.5 * (len(used) - 1))
         if not np.isfinite(row["predicted"]):
-            axis.text(main["recall"], place, "cannot be computed", va="center", fontsize=6)
+            axis.text(main["recall"], place, "cannot be computed", va="center", fontsize=5)
             continue
-        failed = row["verdict"] == "does not close"
-        colour = COLOURS["vermilion"] if failed else "0.55" if row["verdict"] == "refused" else COLOURS["black"]
+        colour = _colour_verdict(row["verdict"])
         errors = _bars(row.to_frame().T.astype({"predicted": float}), "predicted").astype(float)
-        axis.errorbar([row["predicted"]], [place], xerr=errors, fmt="o", color=colour, ms=3.5, lw=1.2)
-        if row["recall"] != main["recall"]:  # a row on other lenses has a recall of its own
-            axis.plot([row["recall"]], [place], marker="|", color=COLOURS["blue"], ms=7)
-        axis.text(1.01, place, row["verdict"], va="center", fontsize=6, color=colour,
-                  transform=axis.get_yaxis_transform())  # fmt: skip
-    axis.axhline((~rows["row"].str.contains(" / ")).sum() - 0.5, color="0.8", lw=0.6)
-    axis.set(yticks=range(len(rows)), yticklabels=names, ylim=(len(rows) - 0.5, -0.5))
-    axis.set_xlabel(f"recall at {name_point('fpr_1e-2')}")  # only the headline is drawn
+        axis.errorbar([row["predicted"]], [place], xerr=errors, fmt=markers[part], color=colour, ms=3, lw=0.9,
+                      mfc=colour if part == used[0] else "white")  # fmt: skip
+        axis.plot([row["recall"]], [place], marker="|", color=COLOURS["blue"], ms=5)
+    for place in range(1, len(lines)):
+        axis.axhline(place - 0.5, color="0.9", lw=0.5)
+    axis.set(yticks=range(len(lines)), yticklabels=map(name_closure_row, lines), ylim=(len(lines) - 0.5, -0.5))
     axis.tick_params(axis="y", labelsize=6, length=0)
+    shapes = [Line2D([], [], color="black", lw=0, marker=markers[part], ms=3, label=CLOSURE_PARTS.get(part, part),
+                     mfc="black" if part == used[0] else "white") for part in used]  # fmt: skip
+    axis.legend(handles=shapes, loc="lower right", fontsize=5.5, handletextpad=0.2, borderaxespad=0.2)
+
+
+def _draw_tertiles(axis, tertiles, point):
+    colours = {"theta_E": "blue", "seeing": "orange", "depth": "green"}
+    axis.plot([0, 1], [0, 1], color="0.6", lw=0.8)
+    for name, part in tertiles.groupby("axis") if len(tertiles) else ():
+        axis.errorbar(part["predicted"], part["recall"], _bars(part, "recall"), _bars(part, "predicted"), fmt="o",
+                      ms=3, lw=0.7, color=COLOURS[colours[name]],
+                      label=f"tertiles of {label(name).partition(' [')[0]}")  # fmt: skip
+    axis.set(title=f"closure set, audited detector at {point}", xlabel="predicted recall", ylabel="observed recall",
+             xlim=(0, 1), ylim=(0, 1), aspect="equal")  # fmt: skip
+    if len(tertiles):
+        axis.legend(loc="lower right", fontsize=6)
