@@ -4,6 +4,8 @@ One sky tells a shift of the recall from its binomial noise only down to some 0.
 from that noise. Skies are made and closed by ``benchmarks/closure_skies.py``, whose table this module reads.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 from scipy import stats as sps
@@ -109,7 +111,7 @@ def read_skies(path=None):
     UserError
         When the table cannot be read.
     """
-    path = find_root() / STORED if path is None else path
+    path = Path(find_root() / STORED if path is None else path)
     if not path.is_file():
         return None
     stored = read_json(path)
