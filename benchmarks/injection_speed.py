@@ -10,14 +10,22 @@ ImageModel   lenstronomy's ImageModel, one per band, its supersampling raised ro
              engine's 99th percentile; its kernels are given to it for nothing.
 best use     one lenstronomy ray-shooting and two brightness maps for three bands, one FFT per map and band at 4 samples
              per pixel, the kernels' transforms in closed form; accurate to what is printed.
+
+With --detector FOLDER (a checkpoint, such as artifacts/demo/04_training/checkpoint) injections of the fiducial prior
+are also rendered into 65-px hosts and scored by `audit.campaign.run_injections`, arcs unmeasured: the JSON key
+render_and_score_77000_s, measured in full with --scored 77000, else from equal parts of 1,024 (4,096 rows by default),
+of which the fastest and slowest are printed too. The checkpoint's loading and the first part, which compiles, do not
+count. --only-scored leaves out all else.
 """
 
 import argparse
 import concurrent.futures
+import itertools
 import json
 import multiprocessing
 import os
 import resource
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -32,14 +40,17 @@ from lenstronomy.LensModel.lens_model import LensModel
 from lenstronomy.LightModel.light_model import LightModel
 from scipy.fft import irfft2, next_fast_len, rfft2
 
+from lensaudit.audit import campaign
 from lensaudit.config import Config
 from lensaudit.constants import BANDS, PIXEL_SCALE, RENDER_SIZE
+from lensaudit.detectors.scoring import load_detector
 from lensaudit.injection import inject, oracle
 from lensaudit.injection.noise import draw_noise
 from lensaudit.lensing import render, sample
 
 SIZE = 101
 LADDER = (4, 6, 8, 12, 16, 24)  # supersamplings of ImageModel that are tried
+CAMPAIGN, PART, N_HOSTS = 77_000, 1024, 512  # injections of the goal, of a timed part, hosts they share
 KERNEL = 63  # pixels; not renormalised, so that only the wings beyond are missing
 
 
@@ -254,6 +265,33 @@ def count_work(table, host, config, seed):
     return {k: v / len(table) for k, v in counts.items()} | {"flops": flops, "bytes": moved}
 
 
+def measure_scoring(args):
+    """Return the seconds to render and score `CAMPAIGN` injections, and how many were timed, as summary entries."""
+    n = max(-(-args.scored // PART), 4) * PART if args.scored < CAMPAIGN else args.scored
+    table, host = make_job(PART + n, args.seed)
+    table = table.assign(host_index=table["injection_id"] % N_HOSTS)
+    host = host[:N_HOSTS].assign(depth_r=24.25, mag_r=19.0)
+    shape = (N_HOSTS, len(BANDS), RENDER_SIZE, RENDER_SIZE)
+    boxes = np.random.default_rng(args.seed).normal(0.0, 0.01, shape).astype(np.float32)
+    detector, config, seconds = load_detector(args.detector, args.device), Config(device=args.device), []
+    edges = range(PART, PART + n + 1, PART if args.scored < CAMPAIGN else n)
+    with tempfile.TemporaryDirectory() as folder:
+        for low, high in ((0, PART), *itertools.pairwise(edges)):
+            part = table.iloc[low:high].reset_index(drop=True)
+            start = time.perf_counter()
+            # As many blocks as keep every core busy to the end.
+            campaign.run_injections(part, host, boxes, detector, config, f"{folder}/{low}", workers=args.cores,
+                                    block_rows=min(512, -(-PART // args.cores)), measure=False)  # fmt: skip
+            seconds.append((time.perf_counter() - start) * CAMPAIGN / (high - low))
+    timed = np.array(seconds[1:])
+    whole, full = float(np.median(timed)), args.scored >= CAMPAIGN
+    how = "measured in full" if full else f"from {n} in {len(timed)} parts"
+    print(f"render and score {CAMPAIGN} injections, {args.cores} cores, {args.device}: {whole:.0f} s "
+          f"({timed.min():.0f}-{timed.max():.0f}), {how}")  # fmt: skip
+    return {"render_and_score_77000_s": whole, "scored": n, "scored_in_full": full,
+            "scored_parts_s": [float(t) for t in timed], "detector": detector.id}  # fmt: skip
+
+
 def time_call(function, repeats=7):
     """Return the shortest of several calls [s]."""
     best = np.inf
@@ -390,13 +428,18 @@ def main():
     parser.add_argument("--references", type=int, default=128, help="rows on which the accuracy is measured")
     parser.add_argument("--batches", type=int, nargs="*", default=[8, 32, 128])
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--detector", default=None, help="folder of a checkpoint, to render and score")
+    parser.add_argument("--scored", type=int, default=4096, help="injections rendered and scored, at least 4096")
+    parser.add_argument("--only-scored", action="store_true")
     parser.add_argument("--cache", default=None, help="folder of finished references")
     parser.add_argument("--out", default=None, help="file for the summary")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the worker processes: one core each
     torch.set_num_threads(1)
-    summary = run(args)
+    summary = {"seed": args.seed, "cores": args.cores} if args.only_scored else run(args)
+    if args.detector:
+        summary |= measure_scoring(args)
     if args.out:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         Path(args.out).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
