@@ -28,7 +28,8 @@ def plot_scores(table, thresholds, simulated=True):
     fig, axes = new_figure("text", 2.5, ncols=2, sharex=True)
     number = table["class"].value_counts()
     palette = {f"{name} ({number[name]:,})": colour for name, colour in CLASS_COLOURS.items() if name in number}
-    common = {"x": "logit", "common_norm": False, "fill": False, "linewidth": 1.1, "bw_adjust": 0.8, "cut": 0}
+    common = {"x": "logit", "common_norm": False, "fill": False, "linewidth": 1.1, "bw_adjust": 0.8, "cut": 0,
+              "warn_singular": False}  # a bin with a single lens has no curve; its number stands in the legend
     named = table.assign(**{"class": table["class"].map(lambda name: f"{name} ({number[name]:,})")})
     seaborn.kdeplot(named, hue="class", hue_order=list(palette), palette=palette, ax=axes[0], **common)
     lenses = table[table["class"] == "Tier A lenses"].rename(columns={"seeing_bin": label("psfsize_r")})
