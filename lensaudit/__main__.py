@@ -49,7 +49,7 @@ def add_query(command):
     command.add_argument("--prior", help="name of a frozen prior or path of a TOML file; the map's own otherwise")
     command.add_argument("--level", type=float, default=0.95, help="of the interval: 0.68 or 0.95")
     command.add_argument("--csv", action="store_true", help="print comma-separated values, verdicts as comments")
-    command.add_argument("--override-no-go", action="store_true", help="read a product whose realism gate said NO-GO")
+    command.add_argument("--override-no-go", action="store_true", help="read a product that a gate said NO-GO to")
 
 
 def main(arguments=None):

@@ -214,6 +214,7 @@ def command_query(folder, theta_E, seeing, depth, threshold=None, prior=None, le
                   override_no_go=False):  # fmt: skip
     """Print the probability of detection at every combination of the values given, and what the product is worth."""
     from lensaudit.selection import SelectionFunction
+    from lensaudit.selection.card import list_blocks
 
     axes = {"--theta-E": theta_E, "--seeing": seeing, "--depth": depth}
     points = np.meshgrid(*(_read_numbers(name, values) for name, values in axes.items()), indexing="ij")
@@ -221,7 +222,8 @@ def command_query(folder, theta_E, seeing, depth, threshold=None, prior=None, le
         warnings.simplefilter("ignore", UserWarning)  # the verdict is printed below
         selection = SelectionFunction.load(folder, override_no_go=override_no_go)
     found = selection.query(*(p.ravel() for p in points), threshold=threshold, prior=prior, level=level)
-    verdict = found.attrs["closure"] + ("" if found.attrs["validated"] else "; NOT VALIDATED, realism said NO-GO")
+    blocks = list_blocks(selection.description["realism"], selection.description.get("prior_band"))
+    verdict = "; ".join([found.attrs["closure"], *(f"NOT VALIDATED, {text}" for text in blocks)])
     if csv:
         print(f"# {verdict}\n{found.to_csv(index=False, float_format='%.6g')}", end="")
         return

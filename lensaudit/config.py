@@ -127,7 +127,6 @@ class InjectionConfig:
     min_mu: float = 3.0
     min_arc_snr_true: float = 5.0
     max_per_host: int = 4  # injections per host and cell
-    n_pilot: int = 3000
 
 
 @dataclass(frozen=True)
@@ -142,13 +141,16 @@ class CompletenessConfig:
     min_injections: int = 200
     min_n_eff: float = 50.0
     min_bricks: int = 3
+    # Band of the survey-averaged completeness over the named priors; wider is a NO-GO of the product.
+    max_prior_width: float = 0.20  # as wide as the widest interval that closure accepts, twice 0.10
+    max_prior_ratio: float = 2.0  # published densities of detectable lenses, 0.23 to 0.48 per deg^2, differ by as much
 
 
 @dataclass(frozen=True)
 class ClosureConfig:
     """Closure on the held-out lenses."""
 
-    n_injections: int = 20000
+    n_injections: int = 20000  # the pilot of realism as well
     tilt: tuple = (30.0, 1.5)  # reference and power in S/N; see `injection.priors.draw_closure`
     n_fair: int = 8000  # of the injections, drawn as the prior has them
     n_twins: int = 20  # per held-out lens

@@ -14,6 +14,7 @@ import pandas as pd
 from lensaudit.artifacts import UserError, to_json, write_atomic
 from lensaudit.audit.completeness import AXES
 from lensaudit.selection import SelectionFunction
+from lensaudit.selection.card import list_blocks
 
 BOUNDS = ("lower_68", "upper_68", "lower_95", "upper_95")
 COUNTS = {
@@ -212,7 +213,10 @@ def _describe_realism(description):
     outcome = description["realism"]["outcome"]
     text = f"Realism of the injections: {outcome}; {REALISM.get(outcome, '')}"
     panel = description["realism"].get("panel")
-    return {"text": text + (f" Comparison by eye: {panel}." if panel else ""), "bad": outcome == "NO-GO"}
+    blocks = list_blocks(description["realism"], description.get("prior_band"))
+    text += f" Comparison by eye: {panel}." if panel else ""
+    text += " Not validated: the map depends too much on the prior." if outcome != "NO-GO" and blocks else ""
+    return {"text": text, "bad": bool(blocks)}
 
 
 def _describe_closure(closure, points, default):

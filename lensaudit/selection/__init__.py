@@ -1,7 +1,8 @@
 """The released selection function: P(detected | theta_E, seeing, depth) per operating point, with its support.
 
 `write_selection` makes the folder of a product, `SelectionFunction.load` reads it, `Factor` is what it is multiplied
-with, `make_rate` the number of lenses on the sky that counts are taken from.
+with, `make_rate` the number of lenses on the sky that counts are taken from, `measure_prior_band` says how far the
+choice of prior moves its average.
 
 Examples
 --------
@@ -14,5 +15,6 @@ from lensaudit.selection.composition import Factor
 from lensaudit.selection.function import SelectionFunction
 from lensaudit.selection.product import write_selection
 from lensaudit.selection.rates import make_rate
+from lensaudit.selection.sensitivity import measure_prior_band
 
-__all__ = ["Factor", "SelectionFunction", "make_rate", "write_selection"]
+__all__ = ["Factor", "SelectionFunction", "make_rate", "measure_prior_band", "write_selection"]

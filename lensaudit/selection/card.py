@@ -56,6 +56,27 @@ def describe_realism(realism):
     return f"realism: {realism['outcome']}{f' ({failed})' if failed else ''}; panel {realism.get('panel', 'unknown')}"
 
 
+def list_blocks(realism, prior_band=None):
+    """Return what forbids the use of a product, as texts: the gates that say NO-GO."""
+    texts = [f"realism is NO-GO ({', '.join(realism.get('no_go', []))})"] if realism["outcome"] == "NO-GO" else []
+    wide = prior_band and prior_band["outcome"] == "NO-GO"
+    return texts + ([f"the band over priors is NO-GO ({prior_band['reason']})"] if wide else [])
+
+
+def describe_band(band):
+    """Return the band over priors as a sentence."""
+    if not band:
+        return "band over priors: not measured"
+    each = ", ".join(f"{row['completeness']:.3f} under {name}" for name, row in band["priors"].items())
+    text = f"band over priors at {band['operating_point']}: {band['outcome']}; survey average {each or 'not known'}"
+    if band["width"] is not None:
+        text += (f"; width {band['width']:.3f} (limit {band['max_width']:g}), ratio {band['ratio']:.2f} "
+                 f"[{band['ratio_lower']:.2f}, {band['ratio_upper']:.2f}] (limit {band['max_ratio']:g})")
+    text += f"; {band['reason']}" if band["reason"] else ""
+    refused = ", ".join(f"{name} ({why})" for name, why in band["refused"].items())
+    return text + (f"; refused: {refused}" if refused else "")
+
+
 def write_card(description, cells):
     """Return the model card as Markdown.
 
@@ -89,13 +110,17 @@ def write_card(description, cells):
 
 def _list_verdicts(d):
     realism, closure = d["realism"], d["closure"]
+    blocks = list_blocks(realism, d.get("prior_band"))
     validated = {"GO": "The injected arcs look like arcs of held-out lenses in every check of the realism gate.",
                  "NO-GO": f"**Not validated.** The realism gate failed: {', '.join(realism.get('no_go', []))}."}
     unclear = ", ".join(realism.get("inconclusive", []))
     text = f"**Whether the injected arcs look real is open.** Checks that cannot tell: {unclear}."
     panel = realism.get("panel", "not graded")
-    lines = [f"- {validated.get(realism['outcome'], text)}"]
+    lines = ["- **Blocked:** " + "; ".join(blocks) + "."] if blocks else []
+    lines += [f"- {validated.get(realism['outcome'], text)}"]
     lines += [f"- The blinded panel of people: **{panel}**."]
+    text = describe_band(d.get("prior_band"))
+    lines += [f"- {text[0].upper()}{text[1:]}."]
     bold = {True: "**It closes.**", False: "**It does not close.**"}.get(closure["closes"], "**Closure is open.**")
     text = describe_closure(closure)
     lines += [f"- {bold} {text[0].upper()}{text[1:]}."]

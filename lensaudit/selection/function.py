@@ -11,13 +11,12 @@ import pandas as pd
 
 from lensaudit.artifacts import UserError, hash_file, read_json, read_table
 from lensaudit.audit.completeness import AXES
-from lensaudit.selection.card import describe_closure, describe_realism
+from lensaudit.selection.card import describe_band, describe_closure, describe_realism, list_blocks
 from lensaudit.selection.cells import Cells, broadcast_points, check_level
 from lensaudit.selection.composition import Selection
 from lensaudit.selection.product import FORMAT
 from lensaudit.selection.reweighting import read_prior, weigh_cells
-
-PRIORS = ("collett", "cosmos_like", "flat", "brief")  # those of one way of making images
+from lensaudit.selection.sensitivity import PRIORS
 
 
 class SelectionFunction(Selection):
@@ -46,12 +45,12 @@ class SelectionFunction(Selection):
         ----------
         folder : path
         override_no_go : bool
-            Load a product whose realism gate said NO-GO; its numbers are then not validated.
+            Load a product whose realism gate, or band over priors, said NO-GO; its numbers are then not validated.
 
         Raises
         ------
         UserError
-            When the gate blocks it, a file is missing, or the cells are not those the description was written for.
+            When a gate blocks it, a file is missing, or the cells are not those the description was written for.
         """
         folder = Path(folder)
         description = read_json(folder / "selection.json")
@@ -59,8 +58,8 @@ class SelectionFunction(Selection):
             raise UserError(f"{folder.name}/selection.json: format {description.get('format')!r} is not {FORMAT!r}; "
                             "write the product again")  # fmt: skip
         if not description["validated"] and not override_no_go:
-            checks = ", ".join(description["realism"].get("no_go", []))
-            raise UserError(f"{folder.name}: realism is NO-GO ({checks}); override_no_go=True reads it unvalidated")
+            blocks = "; ".join(list_blocks(description["realism"], description.get("prior_band")))
+            raise UserError(f"{folder.name}: {blocks}; override_no_go=True reads it unvalidated")
         own = cls(None, description, folder)
         own.cells = own._read("cells.parquet")
         if description["closure"]["closes"] is not True:
@@ -162,8 +161,9 @@ class SelectionFunction(Selection):
         closure = own["closure"] | own["closure"].get("points", {}).get(name, {})
         prior_name = own["prior_name"] if prior is None else str(read_prior(prior).get("name", prior))
         return {"closes": closure["closes"], "closure": describe_closure(closure), "validated": own["validated"],
-                "realism": describe_realism(own["realism"]), "simulated": own["simulated"], "version": own["version"],
-                "threshold": name, "prior": prior_name, "level": level}  # fmt: skip
+                "realism": describe_realism(own["realism"]), "prior_band": describe_band(own.get("prior_band")),
+                "simulated": own["simulated"], "version": own["version"], "threshold": name, "prior": prior_name,
+                "level": level}  # fmt: skip
 
     def parts(self, threshold=None, prior=None):
         """Return its cells under a prior, as the one part of a product."""

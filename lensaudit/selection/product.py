@@ -4,7 +4,7 @@ import numpy as np
 
 from lensaudit.artifacts import UserError, hash_file, hash_object, write_atomic
 from lensaudit.audit.completeness import AXES
-from lensaudit.selection.card import summarise_closure, write_card
+from lensaudit.selection.card import list_blocks, summarise_closure, write_card
 from lensaudit.selection.footprint import grid_conditions
 
 FORMAT = "lensaudit selection function 2"
@@ -35,7 +35,7 @@ FURTHER_COLUMNS = ("healpix_128", "footprint_weight", "log_acceptance", "sigma_v
 
 
 def write_selection(stage, cells, grid, thresholds, realism, hashes, simulated=True, default=None, closure=None,
-                    injections=None, conditions=None):  # fmt: skip
+                    injections=None, conditions=None, prior_band=None):  # fmt: skip
     """Write a selection function into the folder ``selection`` of a stage.
 
     Parameters
@@ -47,7 +47,7 @@ def write_selection(stage, cells, grid, thresholds, realism, hashes, simulated=T
     thresholds : dict of name -> float or dict
         On the logit; or the entries of thresholds.json, whose threshold, lower and upper are kept.
     realism : dict
-        From `realism.summarise_realism`; a NO-GO blocks loading.
+        From `realism.summarise_realism`; a NO-GO blocks loading, as does one of `prior_band`.
     hashes : dict
         detector, injections, prior, proposal: what the map is of.
     simulated : bool
@@ -61,6 +61,8 @@ def write_selection(stage, cells, grid, thresholds, realism, hashes, simulated=T
         densities are known. Logits of further detectors are columns ``logit_<name>``.
     conditions : pandas.DataFrame or path, optional
         Footprint, for `footprint.read_footprint`; the cells' own survey weights otherwise.
+    prior_band : dict, optional
+        From `sensitivity.measure_prior_band`. Without it the product says that the band was not measured.
 
     Returns
     -------
@@ -86,7 +88,8 @@ def write_selection(stage, cells, grid, thresholds, realism, hashes, simulated=T
         "interval": "68 and 95 %, Jeffreys posterior with n_eff trials; C_lo and C_hi are the 68 % bounds",
         "cuts": {"min_mu": cuts.min_mu, "min_arc_snr_true": cuts.min_arc_snr_true},
         "rules": {"min_bricks": stage.config.completeness.min_bricks}, "prior_name": cuts.prior,
-        "realism": realism, "validated": realism["outcome"] != "NO-GO", "closure": summarise_closure(closure),
+        "realism": realism, "prior_band": prior_band, "closure": summarise_closure(closure),
+        "validated": not list_blocks(realism, prior_band),
         "simulated": bool(simulated), "hashes": dict(hashes),
         "files": {name: hash_file(stage.output(f"selection/{name}")) for name in files},
     }  # fmt: skip

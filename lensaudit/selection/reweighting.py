@@ -78,7 +78,7 @@ def weigh_cells(injections, axes, threshold, prior, rho, min_bricks=3):
     n_eff = W^2 / (S + rho_h (H - S) + rho_b (B - H)), with W the sum of the weights, S, H, B the sums of their squares
     over rows, host totals and brick totals: that of SPEC 8.2 for equal weights, Kish's for independent rows.
     """
-    weight = _weigh_rows(injections, prior)
+    weight = weigh_rows(injections, prior)
     number = assign_cells(injections, axes)
     use = (number >= 0) & (weight > 0)
     own, number, weight = injections[use], number[use], weight[use]
@@ -107,7 +107,7 @@ def weigh_cells(injections, axes, threshold, prior, rho, min_bricks=3):
     return out.assign(sufficient=out["reason"] == "", alpha=k_eff + 0.5, beta=out["n_eff"] - k_eff + 0.5)
 
 
-def _weigh_rows(injections, prior):
+def weigh_rows(injections, prior):
     """Return the weights of rows; those without population weight (untied hosts) get none."""
     try:
         weight, _ = weigh_prior(injections, prior)

@@ -41,10 +41,12 @@ def test_interval_of_a_product_is_that_of_two_beta_variables(product):
     def share_below(t):
         return integrate.quad(lambda y: first.cdf(t / y) * second.pdf(y), 0.0, 1.0)[0]
 
-    assert share_below(out["lower"]) == pytest.approx(0.025, abs=0.008)
-    assert share_below(out["upper"]) == pytest.approx(0.975, abs=0.008)
+    own, many = composed.draw(*POINT)[:, 0], composed.draw(*POINT, n=40000)[:, 0]
+    for name, share in (("lower", 0.025), ("upper", 0.975)):
+        assert out[name] == pytest.approx(np.quantile(own, share))
+        assert share_below(np.quantile(many, share)) == pytest.approx(share, abs=0.004)  # five times its own scatter
     variance = (first.var() + first.mean() ** 2) * (second.var() + 0.49) - (first.mean() * 0.7) ** 2
-    assert composed.draw(*POINT, n=40000)[:, 0].var() == pytest.approx(variance, rel=0.03)
+    assert many.var() == pytest.approx(variance, rel=0.03)
     assert composed.query(*POINT).attrs["assumption"] == "factors are independent"
 
 
