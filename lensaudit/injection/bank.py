@@ -78,7 +78,7 @@ def from_surface_brightness(brightness, pixel_scale):
 
 
 def resample_image(image, step):
-    """Bring an image to pixels `step` times as large, with its flux kept.
+    """Bring an image to pixels `step` times as large, with its flux kept: each takes its share of every old one.
 
     Parameters
     ----------
@@ -91,10 +91,6 @@ def resample_image(image, step):
     -------
     ndarray
         Flux per pixel, covering the whole old image; both have the same middle, the sides are odd.
-
-    Notes
-    -----
-    A new pixel is the sum of the old ones, each times the share of it that lies inside.
     """
     shares = []
     for length in np.shape(image):
@@ -184,13 +180,15 @@ def prepare_stamp(image, unit, pixel_scale, name="stamp", resolution=RESOLUTION)
     UserError
         For stamps without unit or pixel scale, not finite, empty, too small, or without a galaxy above the noise.
     """
-    image = np.asarray(image)
+    image = np.ma.filled(image.astype(np.float64), np.nan) if np.ma.isMaskedArray(image) else np.asarray(image)
     if image.ndim != 2 or min(image.shape) < 4 * BORDER:
         raise UserError(f"{name}: shape {image.shape}; a stamp is a plane of at least {4 * BORDER} pixels a side")
     if image.dtype.kind not in "fiu":
         raise UserError(f"{name}: pixels of type {image.dtype}; a stamp holds real numbers")
     per_area, unit = _read_unit(unit, name)
     _check_scale(pixel_scale, name)
+    if not resolution >= MIN_RESOLUTION:
+        raise UserError(f"{name}: resolution = {resolution}; give {MIN_RESOLUTION:g} pixels or more")
     image = image.astype(np.float64)
     bad = int((~np.isfinite(image)).sum())
     if bad:
@@ -268,9 +266,10 @@ def read_catalogue(path, unit=None, resolution=RESOLUTION, limit=None):
     missing = [c for c in CATALOGUE_COLUMNS if c not in catalogue.colnames]
     if missing:
         raise UserError(f"{path.name}: column(s) {', '.join(missing)} missing; a catalogue of stamps has them")
-    catalogue = catalogue[: len(catalogue) if limit is None else limit]
-    keys = [(str(r["GAL_FILENAME"]).strip(), int(r["GAL_HDU"])) for r in catalogue]
+    catalogue = catalogue[: len(catalogue) if limit is None else max(limit, 0)]
     names = [str(r["IDENT"]).strip() for r in catalogue]
+    numbers = np.nan_to_num(np.ma.filled(catalogue["GAL_HDU"], -1), nan=-1.0)
+    keys = [(str(file).strip(), int(k)) for file, k in zip(catalogue["GAL_FILENAME"], numbers, strict=True)]
     for k, key in enumerate(keys):
         if key in keys[:k]:
             first, other = names[keys.index(key)], names[k]
@@ -283,8 +282,8 @@ def read_catalogue(path, unit=None, resolution=RESOLUTION, limit=None):
         if key not in planes:
             raise UserError(f"{path.name}: {name} is to be in HDU {key[1]} of {key[0]}, which holds no image")
         image, header_unit = planes[key]
-        # Catalogues store the scale as float32; 0.03 is meant.
-        scale = round(float(np.ma.filled(scale, np.nan)), 7)
+        _check_scale(np.ma.filled(scale, np.nan), f"{path.name}: {name}")
+        scale = round(float(scale), 7)  # catalogues store it as float32; 0.03 is meant
         rows.append(prepare_stamp(image, unit or header_unit, scale, f"{path.name}: {name}", resolution))
         rows[-1]["name"] = name
     if not rows:
@@ -332,10 +331,12 @@ def _read_npz(path):
     stamps = content["stamps"]
     if stamps.ndim not in (2, 3):
         raise UserError(f"{path.name}: stamps of shape {stamps.shape}; they are (K, H, W) or (H, W)")
-    stamps = stamps[None] if stamps.ndim == 2 else stamps
-    unit = str(content["unit"]) if "unit" in content else None
-    scales = np.broadcast_to(content["pixel_scale"], len(stamps)) if "pixel_scale" in content else [None] * len(stamps)
-    return [(k, image, unit, scale) for k, (image, scale) in enumerate(zip(stamps, scales, strict=True))]
+    stamps, unit = stamps.reshape(-1, *stamps.shape[-2:]), str(content["unit"]) if "unit" in content else None
+    scales = content.get("pixel_scale", np.array(None))
+    if scales.size not in (1, len(stamps)):
+        raise UserError(f"{path.name}: {scales.size} pixel scales for {len(stamps)} stamps; give one or as many")
+    each = zip(range(len(stamps)), stamps, np.broadcast_to(scales, len(stamps)), strict=True)
+    return [(k, image, unit, scale) for k, image, scale in each]
 
 
 def _read_planes(path):

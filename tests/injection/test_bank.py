@@ -195,6 +195,9 @@ def spoil(image, value, at=(50, 50)):
     (np.ones((5, 50)), "count/s", SCALE, "x: shape"),
     (np.full((50, 50), "a"), "count/s", SCALE, "x: pixels of type"),
     (spoil(np.full((51, 51), 1e-9), 1.0, (25, 25)), "count/s", SCALE, "x: half-light radius of"),
+    (np.ma.masked_greater(make_galaxy(), 0.1), "count/s", SCALE, "x: .* pixels are not finite"),
+    (make_galaxy() > 0.1, "count/s", SCALE, "x: pixels of type bool"),
+    (make_galaxy(), "count/s", np.array([0.03, 0.03]), "x: pixel scale of"),
 ])  # fmt: skip
 def test_bad_stamps_are_refused(image, unit, scale, message):
     with pytest.raises(UserError, match=message) as error:
@@ -205,6 +208,9 @@ def test_bad_stamps_are_refused(image, unit, scale, message):
 def test_an_empty_bank_is_refused():
     with pytest.raises(UserError, match="empty"):
         bank.make_bank([], [], [])
+    for resolution in (0.0, -1.0, np.nan):
+        with pytest.raises(UserError, match="stamp 0: resolution"):
+            bank.make_bank([make_galaxy()], ["nMgy"], [SCALE], resolution=resolution)
 
 
 def test_catalogue_of_the_cosmos_kind(tmp_path):
@@ -232,6 +238,8 @@ def test_catalogue_takes_the_unit_of_the_header(tmp_path):
     (dict(GAL_HDU=np.array([0, 7])), "701 is to be in HDU 7 of images.fits, which holds no image"),
     (dict(GAL_FILENAME=np.array(["images.fits", "absent.fits"])), "absent.fits: no such file"),
     (dict(PIXEL_SCALE=np.array([0.03, -0.03])), "701: pixel scale of -0.03"),
+    (dict(PIXEL_SCALE=np.array(["0.03", "wide"])), "701: pixel scale of wide"),
+    (dict(GAL_HDU=np.array([0.0, np.nan])), "701 is to be in HDU -1 of images.fits, which holds no image"),
 ])  # fmt: skip
 def test_bad_catalogues_are_refused(tmp_path, change, message):
     path = write_catalogue(tmp_path, [make_galaxy(), make_galaxy()], **change)
@@ -273,6 +281,9 @@ def test_npz_stamps_say_their_unit_and_scale(tmp_path):
     with pytest.raises(UserError, match="no pixel scale"):
         bank.read_stamps(tmp_path / "b.npz", unit="nMgy")
     assert len(bank.read_stamps(tmp_path / "b.npz", unit="nMgy", pixel_scale=SCALE).stamps) == 1
+    np.savez(tmp_path / "d.npz", stamps=stamps, unit="nMgy", pixel_scale=[0.03] * 3)
+    with pytest.raises(UserError, match="3 pixel scales for 2 stamps"):
+        bank.read_stamps(tmp_path / "d.npz")
     np.savez(tmp_path / "c.npz", images=stamps)
     with pytest.raises(UserError, match="array stamps missing; it has images"):
         bank.read_stamps(tmp_path / "c.npz")
