@@ -127,23 +127,29 @@ class KernelModel:
 
     def weigh(self, table):
         """Return kernel x base weights (n_query, N), each row scaled to a maximum of about 1."""
-        return self._weigh(table)[0]
+        return np.concatenate([np.empty((0, len(self.x)), np.float32), *(part for part, _ in self._weigh(table))])
 
     def _weigh(self, table):
+        """Yield `weigh` and the distance of the nearest injection, of a few rows at a time."""
         query = (self.scaler.transform(table) / self.bandwidth).astype(np.float32)
-        out, nearest = np.empty((len(query), len(self.x)), dtype=np.float32), np.empty(len(query))
         base = self.weights.astype(np.float32)
         for first in range(0, len(query), BLOCK):
-            rows = slice(first, first + BLOCK)
-            square, nearest[rows] = square_distances(query[rows], self.x)
-            out[rows] = turn_to_kernel(square)
-            out[rows] *= base
-        return out, np.sqrt(nearest)
+            square, nearest = square_distances(query[first : first + BLOCK], self.x)
+            weight = turn_to_kernel(square)
+            weight *= base
+            yield weight, np.sqrt(nearest)
 
-    def mix(self, table):
-        """Return weights (N,), of sum 1, that give the rows the distribution of another table, kernel by kernel."""
-        weight = self.weigh(table).astype(float)
-        return (weight / np.maximum(weight.sum(axis=1, keepdims=True), 1e-30)).mean(axis=0)
+    def mix(self, table, shares=None):
+        """Return weights (N,), of sum 1, that give the rows the distribution of another table, kernel by kernel.
+
+        `shares`, of shape (n_query,), says how much each of its rows counts; alike by default.
+        """
+        shares = np.ones(len(table)) if shares is None else np.asarray(shares, dtype=float)
+        out, first = np.zeros(len(self.x)), 0
+        for weight, _ in self._weigh(table):
+            part = shares[first : first + len(weight)] / np.maximum(weight.sum(axis=1, dtype=float), 1e-30)
+            out, first = out + part @ weight, first + len(weight)
+        return out / shares.sum()
 
     def predict(self, table):
         """Return P(recovered) for each row, shape (n_query,)."""
@@ -151,16 +157,19 @@ class KernelModel:
 
     def predict_under(self, table, group, ratios):
         """Return `predict` under other weights: those of the rows of group g times ratios[k, g], shape (K, n_query)."""
-        total, found = self._sum_groups(self.weigh(table), np.asarray(group))
+        total, found, _ = self._sum_groups(table, np.asarray(group), np.shape(ratios)[1])
         return (ratios @ found.T) / np.maximum(ratios @ total.T, 1e-30)
 
-    def _sum_groups(self, weight, group):
-        member = csr_matrix((np.ones(len(group)), (np.arange(len(group)), group)))
-        return np.asarray(weight @ member, dtype=float), np.asarray((weight * self.y) @ member, dtype=float)
+    def _sum_groups(self, table, group, n):
+        """Return weight and recovered weight by group, both (n_query, n), and the distance of the nearest."""
+        member = csr_matrix((np.ones(len(group), np.float32), (np.arange(len(group)), group)), (len(group), n))
+        found, parts = member.multiply(self.y[:, None]).tocsr(), [(np.zeros((0, n)), np.zeros((0, n)), np.zeros(0))]
+        parts += [(weight @ member, weight @ found, nearest) for weight, nearest in self._weigh(table)]
+        return tuple(np.concatenate([np.asarray(part[k], dtype=float) for part in parts]) for k in range(3))
 
     def draw(self, table, n, generator):
         """Return n host-bootstrap draws of `predict`, shape (n, n_query)."""
-        total, found = self._sum_groups(self.weigh(table), self.host)
+        total, found, _ = self._sum_groups(table, self.host, self.host.max(initial=-1) + 1)
         centre = found.sum(axis=1) / np.maximum(total.sum(axis=1), 1e-30)
         times = np.concatenate(list(stats.draw_multiplicities(total.shape[1], n, generator)))
         top, bottom = times @ found.T, times @ total.T
@@ -168,8 +177,7 @@ class KernelModel:
 
     def local_n_eff(self, table):
         """Return the host-clustered Kish effective size of the kernel weights of each row, shape (n_query,)."""
-        weight, nearest = self._weigh(table)
-        total = self._sum_groups(weight, self.host)[0]
+        total, _, nearest = self._sum_groups(table, self.host, self.host.max(initial=-1) + 1)
         size = total.sum(axis=1) ** 2 / np.maximum((total**2).sum(axis=1), 1e-30)
         return np.where(nearest < 4.0, size, 0.0)  # no injection within four bandwidths: extrapolation, not support
 
@@ -339,7 +347,7 @@ def choose_model(table, flags, config, candidates=CANDIDATES, covariates=COVARIA
     -----
     Scale and knots of the covariates are those of the whole table; they know no flag.
     """
-    y, base = np.stack([np.asarray(flag, dtype=float) for flag in flags.values()], axis=1), take_weights(table)
+    y, base = np.stack([np.asarray(f, dtype=float) for f in flags.values()], axis=1), take_weights(table)
     bricks = table["brickname"].astype(str).to_numpy()
     names = np.unique(bricks)
     fold_of = pd.Series((streams.hash_order(config.seed, "audit/recovery/fold", names) * N_FOLDS).astype(int), names)
@@ -348,21 +356,17 @@ def choose_model(table, flags, config, candidates=CANDIDATES, covariates=COVARIA
     scored, present = np.sort(np.argsort(order)[:MAX_SCORED]), np.unique(fold)
     if len(present) < 2:
         raise UserError(f"closure set: its hosts lie in {len(names)} brick(s), too few to hold any out; inject more")
-    scaler, found = fit_scaler(table, covariates), {}
-    widths = tuple(parameter for kind, parameter in candidates if kind == "kernel")
-    found |= _hold_out_kernel(scaler.transform(table), y, base, fold, scored, widths)
-    strengths = tuple(parameter for kind, parameter in candidates if kind == "spline")
+    scaler = fit_scaler(table, covariates)
+    widths, strengths = (tuple(p for kind, p in candidates if kind == own) for own in ("kernel", "spline"))
+    found = _hold_out_kernel(scaler.transform(table), y, base, fold, scored, widths)
     found |= _hold_out_spline(table, y, base, fold, scored, strengths, scaler)
     rest = np.stack([np.average(y[fold != f], weights=base[fold != f], axis=0) if f in present else y[0] * 0.0
                      for f in range(N_FOLDS)])  # fmt: skip
     found["constant 0"] = rest[fold[scored]]
     out, weight = {}, base[scored] / base[scored].sum()
     for column, name in enumerate(flags):
-        truth = y[scored, column]
-        scores = {}
-        for key, p in found.items():
-            p = np.clip(p[:, column], *BOUNDS)
-            scores[key] = float(weight @ (truth * np.log(p) + (1.0 - truth) * np.log1p(-p)))
+        truth, held = y[scored, column], {key: np.clip(p[:, column], *BOUNDS) for key, p in found.items()}
+        scores = {k: float(weight @ (truth * np.log(p) + (1.0 - truth) * np.log1p(-p))) for k, p in held.items()}
         kind, parameter = max(candidates, key=lambda item, scores=scores: scores[f"{item[0]} {item[1]:g}"])
         out[name] = {"kind": kind, "parameter": parameter, "score": scores[f"{kind} {parameter:g}"], "scores": scores,
                      "covariates": list(scaler.names), "n_injections": len(table)}  # fmt: skip

@@ -85,12 +85,17 @@ def unfold_selections(tables, lenses, config):
         Of `unfold_selection`; n_lenses and the reason alone where a set leaves too few usable lenses (`is_known`).
         Empty when there are too few lenses to unfold from at all.
     """
-    targets = lenses[lenses["split"].isin(TARGET_SPLITS) & (lenses["tier"] == "A")]
-    targets = targets.drop(columns=["logit", "score"], errors="ignore")
+    targets = take_targets(lenses)
     if len(targets) < 2 * MIN_LENSES:
         return {}
     blind = {kind: table.drop(columns=[c for c in table if c.startswith("logit")]) for kind, table in tables.items()}
     return {kind: _unfold(table, targets, config) for kind, table in blind.items()}
+
+
+def take_targets(lenses):
+    """Return the lenses of Tier A of training and validation, without a score."""
+    own = lenses[lenses["split"].isin(TARGET_SPLITS) & (lenses["tier"] == "A")]
+    return own.drop(columns=["logit", "score"], errors="ignore")
 
 
 def is_known(selection):

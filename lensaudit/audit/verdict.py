@@ -186,7 +186,7 @@ def tabulate_closure(closure, detector="audited"):
     -------
     pandas.DataFrame
         detector, operating_point, row (main, twins, grid, control name / conditional, calibrated or twins), recall...,
-        verdict; guard_ok of the grid row.
+        verdict; guard_ok of the grid row; reason of a row that cannot be computed for want of a selection.
     """
     keys = ("recall", "recall_lower", "recall_upper", "predicted", "predicted_lower", "predicted_upper", "n_lenses",
             "n_unsupported", "z", "half_width", "closes", "verdict")  # fmt: skip
@@ -199,7 +199,8 @@ def tabulate_closure(closure, detector="audited"):
                       for label in ("conditional", "calibrated", "twins") if label in control}
         for name, part in parts.items():
             rows.append({"detector": detector, "operating_point": point, "fpr": entry["fpr"], "row": name,
-                         "n_eff": part.get("n_eff"), "guard_ok": part.get("guard_ok")}
+                         "n_eff": part.get("n_eff"), "guard_ok": part.get("guard_ok"),
+                         "reason": part.get("reason", "")}
                         | {key: part.get(key) for key in keys}
                         | {"max_abs_z": part["tertiles"]["max_abs_z"], "limit": part["tertiles"]["limit"]})  # fmt: skip
     return pd.DataFrame(rows)

@@ -123,6 +123,31 @@ def test_run_has_every_key_and_survives_a_missing_threshold(world, choice):
     assert "recall" in verdict.describe_closure(out)
 
 
+def test_a_selection_that_cannot_be_inferred_leaves_an_empty_row_and_the_rest_goes_on(world):
+    lenses, table = world["lenses"], world["set"].assign(arc_snr_true=lambda t: t["arc_snr"])
+    twins = lenses.loc[lenses.index.repeat(2)].reset_index(drop=True).assign(
+        lens_id=lambda t: t["galaxy_id"], host_index=np.arange(2 * len(lenses)) % 300)  # fmt: skip
+    log = [0.0, 0.3, 0.6, 0.9, 1.0, 1.0, 1.0, 0.0, 0.1, 0.2, 0.2]
+    good = {"reason": "", "log_weights": log, "draws": [log, [1.1 * v for v in log], [0.9 * v for v in log]]}
+    bad = {"reason": "12 lenses lie among the injections; unfolding needs 50", "n_lenses": 12}
+    choices = closure.choose_models(table, THRESHOLD, CONFIG, good)
+    pair = (table.head(1500), twins)
+    controls = {"unspoiled": pair, "faint": pair, "red": pair}
+    out, _ = closure.run_closure(lenses, table, twins, table, controls, THRESHOLD, choices, CONFIG, "d",
+                                 {"main": good, "unspoiled": good, "faint": bad, "red": good})  # fmt: skip
+    empty = out["controls"]["faint"]["calibrated"]
+    assert empty["reason"] == bad["reason"] and np.isnan(empty["predicted"]) and not out["controls"]["faint"]["caught"]
+    for row in (out, out["calibrated"], out["controls"]["red"]["calibrated"], out["controls"]["faint"]["twins"]):
+        assert np.isfinite(row["predicted"]) and not row.get("reason")
+    rows = verdict.tabulate_closure(out).set_index("row")
+    assert rows.loc["faint / calibrated", "reason"] == bad["reason"] and rows.loc["main", "reason"] == ""
+    none = closure.choose_models(table, THRESHOLD, CONFIG, bad)
+    assert "calibrated" not in none["fpr_1e-2"]
+    out, _ = closure.run_closure(lenses, table, twins, table, controls, THRESHOLD, none, CONFIG, "d",
+                                 dict.fromkeys(("main", *controls), bad))  # fmt: skip
+    assert out["calibrated"]["reason"] == bad["reason"] and np.isfinite(out["predicted"])
+
+
 def test_truth_brings_theta_and_drops_wrong_entries():
     lenses = draw_world(5, 5, 9).drop(columns="theta_E").assign(split="test", tier="A")
     truth = pd.DataFrame({"galaxy_id": lenses["galaxy_id"][:3], "theta_E": [1.0, 1.1, 1.2]})
