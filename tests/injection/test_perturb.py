@@ -163,6 +163,26 @@ def test_cosmic_rays_come_in_the_number_and_amplitude_asked_for(sky):
     )
 
 
+# Step: noise unit after over before (16th to 84th percentile at most this far from it), change of the flux inside 15
+# pixels in units of that sum's white noise (smallest and largest). A plane of 0.02 MAD adds 0.02 x 0.6745 x 0.894
+# x sqrt(pixels) = 0.32 either way; halo and spikes of a star beyond 26 pixels are what saturation is meant to be.
+EFFECTS = {"psf": (1.0, 0.03, 0.0, 0.01), "plane": (1.0, 0.01, 0.29, 0.34), "saturation": (1.13, 0.07, 3.0, 7.0),
+           "cosmic_rays": (1.0, 0.03, 0.0, 0.01), "jitter": (1.0, 0.04, 0.0, 0.01)}  # fmt: skip
+
+
+@pytest.mark.parametrize("step", perturb.STEPS)
+def test_steps_change_the_local_noise_and_an_arcs_flux_as_stated(sky, step):
+    y, x = np.indices((SIZE, SIZE)) - SIZE // 2
+    inside = np.hypot(x, y) < 15
+    before = sky + draw_stars(20.0).astype(np.float32)
+    after = run(before, step)
+    ratio = perturb.measure_mad(after) / perturb.measure_mad(before)
+    flux = (after - before)[..., inside].astype(float).sum(axis=-1) / (SIGMA * np.sqrt(inside.sum()))
+    middle, spread, low, high = EFFECTS[step]
+    assert np.abs(np.percentile(ratio, [16, 50, 84]) - middle).max() < spread
+    assert low <= np.abs(np.median(np.abs(flux) if step == "plane" else flux)) <= high
+
+
 def test_lanczos_resampling_keeps_the_sum_and_moves_the_centre():
     image = np.zeros((41, 41))
     image[20, 17] = 8.0
