@@ -13,6 +13,7 @@ import pandas as pd
 from lensaudit.artifacts import UserError
 from lensaudit.audit import members
 from lensaudit.audit.engine import read_benchmark
+from lensaudit.audit.skies import MAX_BIAS, read_skies
 from lensaudit.audit.verdict import DIAGNOSES, UNSPOILED
 from lensaudit.tables import HEADLINE, OBJECTIONS, SPLITS, STRICT, collect_tables, pick
 from lensaudit.wording import name_gate
@@ -23,7 +24,7 @@ OUTCOMES = {"GO": "n_go", "NO-GO": "n_no_go", "inconclusive": "n_inconclusive", 
 ARCHITECTURES = {"resnet18": "ResNet-18", "efficientnet_b0": "EfficientNet-B0"}
 FORMATS = {
     "matched_fraction": "pct", "confuser_share": "pct", "refused_fraction": "pct", "fprs": "sci", "achieved": "sci",
-    "prevalence": "sci", "ladder.": ".2f", "smooth.": ".4f",
+    "prevalence": "sci", "ladder.": ".2f", "gap.": ".2f", "skies.": ".2f", "chi2": ".1f", "smooth.": ".4f",
     "purity": ".2f", "n_eff": ".1f", "n_eff_test": ".1f", "theta_small": ".2f",
     "theta_large": ".2f", "config.": "g", "gates_failed": "latex", "engine.": "sci", "stamps_per_s": ".0f",
     "ratio_imagemodel": ".0f", "ratio_best_use": ".1f", "peak_memory_mb": ".0f", "first_call_s": ".1f",
@@ -55,7 +56,7 @@ def collect_summary(stage):
         "engine": stage.read_json("06_injection_realism", "engine.json"), "injections": _collect_injections(stage),
         "completeness": _collect_completeness(stage),
         "gates": _collect_gates(stage), **_collect_closure(closure), **_collect_models(stage),
-        "ladder": _collect_ladder(stage), "prior": _collect_prior(),
+        "ladder": _collect_ladder(stage), "gap": _collect_gap(stage), "skies": _collect_skies(), "prior": _collect_prior(),
     }  # fmt: skip
 
 
@@ -242,6 +243,26 @@ def _collect_ladder(stage):
             top = known.loc[known[kind].abs().idxmax()]
             out |= {f"{kind}_label": top["label"], kind: top[kind], f"{kind}_lower": top[f"{kind}_lower"],
                     f"{kind}_upper": top[f"{kind}_upper"]}  # fmt: skip
+    return out
+
+
+def _collect_gap(stage):
+    """Predicted recall of the twins as more truth is told, and what is found of twins and lenses."""
+    table, out = stage.read_table("07_completeness", "closure_gap.parquet"), {}
+    for row in table.itertuples():
+        name = row.step.lower().replace(" ", "_").replace("/", "")
+        out |= {name: row.predicted, f"{name}_lower": row.lower, f"{name}_upper": row.upper}
+    return out
+
+
+def _collect_skies():
+    """Bias and chi-squared of closure over many skies at the headline's rate, from the stored benchmark."""
+    summary = read_skies() or {"points": {}, "n_skies": 0, "n_trained": 0}
+    rows, out = summary["points"].get(HEADLINE, {}), {"max_bias": MAX_BIAS}
+    out |= {key: summary[key] for key in ("n_skies", "n_trained")}
+    for name in ("headline", "calibrated", "oracle", "twins"):
+        keys = ("recall", "predicted", "bias", "bias_lower", "bias_upper", "chi2", "chi2_lower", "chi2_upper", "passes")
+        out |= {f"{name}_{key}": rows.get(name, {}).get(key) for key in keys}
     return out
 
 

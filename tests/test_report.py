@@ -151,6 +151,9 @@ def write_models(stage):
         "grid": ["default", "common 385"], "weighting": "flat", "completeness": [0.09, 0.07], "lower_total": 0.05,
         "upper_total": 0.1, "sigma_threshold": 0.005, **point,
     }))  # fmt: skip
+    steps = ["measured", "true S/N", "source colours", "source and arc", "lens and host", "twins", "lenses"]
+    told = pd.DataFrame({"step": steps, "predicted": 0.3, "lower": 0.2, "upper": 0.4})
+    stage.write_table("closure_gap.parquet", told)
     rungs = [{"weighting": w, "threshold_name": t, "kind": kind, "rung": rung, "label": rung, "completeness": 0.1,
               "lower": 0.05, "upper": 0.2, "first_in": value, "last_out": value}
              for w in ("flat", "lenses") for t in ("score_0.3", "fpr_1e-2")

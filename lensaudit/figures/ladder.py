@@ -1,4 +1,4 @@
-"""The figure of the ablation ladder."""
+"""Figures of what opens a gap: the ablation ladder, and the truths between closure's prediction and the recall."""
 
 import numpy as np
 
@@ -93,3 +93,38 @@ def _draw_levels(axis, own, places):
         axis.errorbar(value, where, xerr=errors, fmt=mark + "-", ms=2.6, lw=0.6, color=colour, elinewidth=0.7,
                       capsize=0, label=TITLES[weighting])  # fmt: skip
     axis.set(xlim=(0, None), xlabel="completeness, steps added one by one", title="from published to fiducial")
+
+
+STEPS = {"measured": "measured covariates only", "true S/N": "true arc S/N instead of measured",
+         "source colours": "+ source colours", "source and arc": "+ source size, magnification, surface brightness",
+         "lens and host": "+ lens geometry, redshifts, host light", "twins": "twins of the lenses, found",
+         "lenses": "held-out lenses, found"}  # fmt: skip
+
+
+def plot_gap(table, simulated=True):
+    """Show how the predicted recall of the lenses' twins grows as a model is told more of the truth.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From `audit.gap.trace_gap`.
+    simulated : bool
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    fig, axis = new_figure("column", 2.1)
+    told = ~table["step"].isin(("twins", "lenses")).to_numpy()
+    for rows, mark, colour, text in ((told, "o", "blue", "predicted for the twins"),
+                                     (~told, "s", "vermilion", "observed")):
+        own, where = table[rows], np.flatnonzero(rows)
+        errors = np.clip([own["predicted"] - own["lower"], own["upper"] - own["predicted"]], 0.0, None)
+        axis.errorbar(own["predicted"], where, xerr=errors, fmt=mark, color=COLOURS[colour], ms=3.2, elinewidth=0.9,
+                      capsize=0, label=text)  # fmt: skip
+    axis.axhline(told.sum() - 0.5, color="0.5", lw=0.5)
+    axis.tick_params(axis="y", length=0)
+    axis.set(yticks=range(len(table)), yticklabels=[STEPS[step] for step in table["step"]], xlim=(0, None),
+             ylim=(len(table) - 0.5, -0.5), xlabel="recall at a false positive rate of 0.01")  # fmt: skip
+    fig.legend(loc="outside upper center", ncols=2)
+    return mark_simulated(fig, simulated)
