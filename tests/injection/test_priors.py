@@ -1,6 +1,7 @@
 """Named priors against SPEC and FACTS, their densities against importance identities, forecasts against lenstronomy."""
 
 import copy
+import json
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from lenstronomy.Util.param_util import phi_q2_ellipticity
 from scipy.ndimage import gaussian_filter
 from scipy.stats import ks_2samp
 
+from lensaudit.artifacts import find_root
 from lensaudit.injection import density, forecast
 from lensaudit.injection import population as pop
 
@@ -40,6 +42,11 @@ def test_fiducial_is_the_facts_recipe():
     s = pop.load_prior("collett")["source"]
     assert np.mean(s["index"]) == 1.0 and np.ptp(s["index"]) == pytest.approx(0.3) and s["clumps"] == [2, 6]
     assert pop.load_prior("cosmos_like")["source"]["mag_limit"] == 25.0
+
+
+def test_the_fiducial_prior_is_the_one_colletts_table_was_made_with():
+    kept = json.loads((find_root() / "benchmarks" / "results" / "collett_table.json").read_text(encoding="utf-8"))
+    assert kept["prior_hash"] == pop.load_prior("collett")["hash"]
 
 
 def test_brief_and_its_grid_are_the_specs():
