@@ -53,6 +53,9 @@ class SelectionFunction(Selection):
             When a gate blocks it, a file is missing, or the cells are not those the description was written for.
         """
         folder = Path(folder)
+        if not (folder / "selection.json").is_file():
+            raise UserError(f"{folder}: holds no selection.json; give the folder of a product, such as "
+                            "artifacts/demo/07_completeness/selection")  # fmt: skip
         description = read_json(folder / "selection.json")
         if description.get("format") != FORMAT:
             raise UserError(f"{folder.name}/selection.json: format {description.get('format')!r} is not {FORMAT!r}; "
