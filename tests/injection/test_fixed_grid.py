@@ -13,7 +13,8 @@ def scene():
 
     table, hosts, _ = make_scene()
     plain = {"a3": 0.0, "a4": 0.0, "subhalo_theta_E": 0.0, "slope": 2.0, "gradient": 0.0, "n_clumps": 0}
-    kinds = ["bank_index", "inner_images", "psf_wings", "psf_e1", "psf_e2", *(f"quasar_fraction_{band}" for band in "grz")]
+    kinds = ["bank_index", "inner_images", "psf_wings", "psf_e1", "psf_e2",
+             *(f"quasar_fraction_{band}" for band in "grz")]  # fmt: skip
     return table.iloc[:3].assign(source_R=0.5, source_n=0.7, **plain).drop(columns=kinds), hosts
 
 
