@@ -175,8 +175,8 @@ def plot_closure(table, tertiles, simulated=True):
     for axis in axes[0, len(points) :]:
         axis.axis("off")
     own = table[control & (table["operating_point"] == points[0]) & (table["detector"] == "audited")]
-    kind = own["row"].str.partition(" / ")
-    _draw_rows(axes[1, 0], own, kind[0], kind[2], dict(zip(CLOSURE_PARTS, "os^", strict=True)))
+    names_of = own["row"].str.split(" / ")
+    _draw_rows(axes[1, 0], own, names_of.str[0], names_of.str[-1], dict(zip(CLOSURE_PARTS, "os^", strict=True)))
     axes[1, 0].set(title=f"negative controls at {names[points[0]]}", xlabel="recall", xlim=(0, 1))
     _draw_tertiles(axes[1, 1], tertiles, names[points[0]])
     handles = [Line2D([], [], color=colour, lw=1.5, label=text) for text, colour in VERDICT_COLOURS.items()]
