@@ -1,0 +1,51 @@
+"""Closure's figure: every row in its panel and in words, red where it does not close, drawn when nothing can be."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+
+from lensaudit.audit import verdict
+from lensaudit.figures.completeness import plot_closure
+from lensaudit.figures.style import COLOURS
+from lensaudit.wording import name_closure_row
+
+
+def make_row(predicted=0.4, text="too few"):
+    numbers = {"recall": 0.5, "recall_lower": 0.4, "recall_upper": 0.6, "predicted": predicted, "n_lenses": 90,
+               "predicted_lower": predicted - 0.1, "predicted_upper": predicted + 0.1}  # fmt: skip
+    return verdict.make_empty_row(text) | numbers | {"n_unsupported": 3}
+
+
+def make_closure(controls=True):
+    kinds = ("twins", "grid", *verdict.DIAGNOSES)
+    failed = make_row(0.2, "does not close")
+    parts = {"conditional": failed, "calibrated": verdict.make_empty_row(), "twins": make_row()}
+    entry = failed | {kind: make_row() for kind in kinds} | {
+        "fpr": 0.01, "controls": {k: parts for k in ("unspoiled", "faint")} if controls else {}}  # fmt: skip
+    return entry | {"fpr_1e-3": entry}
+
+
+def test_rows_stand_in_their_panels_and_failures_are_red():
+    table = pd.concat([verdict.tabulate_closure(make_closure()),
+                       verdict.tabulate_closure(make_closure(False), "companion")], ignore_index=True)  # fmt: skip
+    axes = plot_closure(table, pd.DataFrame()).axes
+    main, controls = ([t.get_text() for t in axes[i].get_yticklabels()] for i in (0, 2))
+    assert main == [name_closure_row(k) for k in ("main", *verdict.DIAGNOSES, "twins", "grid")] and len(axes) == 4
+    assert controls == ["correct injections, same number", "sources 1 mag too faint"]
+    shapes = [t.get_text() for t in axes[2].get_legend().get_texts()]
+    assert shapes == ["conditional", "selection inferred", "twins"]
+    assert [t.get_text() for t in axes[2].texts] == ["cannot be computed"] * 2
+    points = {line.get_xdata()[0]: to_hex(line.get_color()) for line in axes[0].lines if line.get_marker() in "os"}
+    assert points[0.2].upper() == COLOURS["vermilion"] and points[0.4] == "#000000"
+
+
+def test_nothing_to_draw_is_said():
+    table = verdict.tabulate_closure(make_closure(False))
+    axes = plot_closure(table.assign(recall=np.nan, predicted=np.nan), pd.DataFrame()).axes
+    assert all("cannot be computed" in axes[i].texts[0].get_text() for i in (0, 1, 2))
+
+
+@pytest.mark.parametrize("key", ["calibrated", "faint / calibrated"])
+def test_the_row_has_one_name(key):
+    assert "selection inferred" in name_closure_row(key) and "calibrated" not in name_closure_row(key)
