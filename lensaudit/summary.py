@@ -56,7 +56,8 @@ def collect_summary(stage):
         "engine": stage.read_json("06_injection_realism", "engine.json"), "injections": _collect_injections(stage),
         "completeness": _collect_completeness(stage),
         "gates": _collect_gates(stage), **_collect_closure(closure), **_collect_models(stage),
-        "ladder": _collect_ladder(stage), "gap": _collect_gap(stage), "skies": _collect_skies(), "prior": _collect_prior(),
+        "ladder": _collect_ladder(stage), "gap": _collect_gap(stage), "skies": _collect_skies(),
+        "prior": _collect_prior(),
     }  # fmt: skip
 
 

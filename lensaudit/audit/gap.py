@@ -88,7 +88,7 @@ def _add_truths(table, hosts):
 
 
 def _predict(x, query, flag, weight, host, share):
-    """Return the mean prediction, its jackknife error over quarters of the hosts, and the log score on those left out."""
+    """Return the mean prediction, its jackknife error over quarters of the hosts, and the log score on the others."""
     means, score = [], 0.0
     for kept, left in GroupKFold(N_FOLDS).split(x, flag, host):
         model = _fit(x.iloc[kept], flag[kept], weight[kept])

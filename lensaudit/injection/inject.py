@@ -4,8 +4,6 @@ The hosts' pixels carry their own sky noise; an injection adds the arc's photons
 through the coadd's resampling kernel, and nothing else. Every injection is a pure function of (seed, injection_id).
 """
 
-import contextlib
-
 import numpy as np
 import pandas as pd
 import torch
@@ -14,6 +12,7 @@ from lensaudit import photometry, rng
 from lensaudit.artifacts import UserError
 from lensaudit.constants import BANDS, PIXEL_SCALE, RENDER_SIZE
 from lensaudit.injection.checks import MAX_CLUMPS, check_table, resolve_modes
+from lensaudit.injection.devices import choose_batch, pick_device, single_thread
 from lensaudit.injection.noise import draw_noise, list_gains
 from lensaudit.lensing.mass import PACK, pack_lens
 from lensaudit.lensing.psf import check_kernel, moffat_alpha, narrow_core, transfer_image, transfer_psf
@@ -23,7 +22,6 @@ from lensaudit.lensing.sources import make_components, place_clumps
 CLUMP_FRACTION = 0.3  # of the r-band flux when the table does not say
 CLUMP_COLOUR = 0.2  # mag in g-r and r-z by which clumps are bluer than the whole source (an assumption)
 EDGE = 10  # pixels beyond the stamp up to which point images are rendered: farther ones would come back periodically
-STAMP_BYTES = 6e6  # of device memory per injection at `RENDER_SIZE`: cells, maps, spectra and what torch keeps of them
 PSF_MODES = ("moffat", "gaussian_psfsize")
 MEASURED = 2048  # injections measured together; what is kept of them is a few numbers
 
@@ -179,41 +177,11 @@ def make_transfers(table, own, bands, psf_mode, period, dtype=torch.float32, dev
     radii = torch.as_tensor(alpha, dtype=dtype, device=device)
     zeros, names, shape = np.zeros(len(table)), ("psf_e1", "psf_e2"), None
     if any(name in table for name in names):
-        shape = [torch.tensor(np.asarray(table.get(k, zeros)), dtype=dtype, device=device) for k in names]
+        shape = [torch.tensor(np.ascontiguousarray(table.get(k, zeros)), dtype=dtype, device=device) for k in names]
     if wings is None and shape is None:
         return make_transfer(radii, beta, period, dtype, device)
     rows, columns = (f.to(radii) for f in list_frequencies(period))
     return transfer_psf(columns, rows, radii, beta, *(shape or (None, None)), wings, bands)
-
-
-@contextlib.contextmanager
-def single_thread():
-    """Run torch on one thread of the processor inside the block.
-
-    The last bit of some kernels depends on how work is cut among threads, and waiting threads cost more than they bring
-    at this size; use several workers instead.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def pick_device(name="auto"):
-    """Return the torch device of a configuration's ``device``."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
-def choose_batch(device, size):
-    """Return how many injections to render together: 64 on a CPU, where more do not fit the cache, else by memory."""
-    if device.type == "cpu":
-        return 64
-    free, _ = torch.cuda.mem_get_info(device)
-    return int(np.clip(0.5 * free / (STAMP_BYTES * (size / RENDER_SIZE) ** 2), 1, 4096))
 
 
 def render_table(table, hosts, config, seed, bands=BANDS, psf_mode="moffat", psf_images=None, panel_width=None,
@@ -245,7 +213,23 @@ def render_table(table, hosts, config, seed, bands=BANDS, psf_mode="moffat", psf
     -------
     (ndarray of shape (N, bands, size, size) float32, ndarray of shape (N, bands))
         Extincted flux per pixel and summed lensed flux [nMgy].
+
+    Raises
+    ------
+    UserError
+        Naming the first row that cannot be rendered, or a band that is not known.
     """
+    unknown = [band for band in bands if band not in BANDS]
+    if unknown:
+        raise UserError(f"band {unknown[0]!r} unknown; use {', '.join(BANDS)}")
+    check_table(table, hosts, bank)
+    return _render_rows(table, hosts, config, seed, bands, psf_mode, psf_images, panel_width, dtype, batch_size, size,
+                        bank, psfsize)  # fmt: skip
+
+
+def _render_rows(table, hosts, config, seed, bands=BANDS, psf_mode="moffat", psf_images=None, panel_width=None,
+                 dtype=torch.float32, batch_size=None, size=RENDER_SIZE, bank=None, psfsize=None):  # fmt: skip
+    """Render rows that are known to be good; see `render_table`."""
     table, own, device = resolve_modes(table), host_rows(table, hosts), pick_device(config.device)
     section = config.injection
     step, period = batch_size or section.batch_size or choose_batch(device, size), choose_period(size)
@@ -329,11 +313,15 @@ def inject(table, hosts, images, config, seed, gain_override=None, psf_mode="mof
     UserError
         Naming the first row that cannot be rendered.
     """
-    images = np.asarray(images, dtype=np.float32)
-    table = table.reset_index(drop=True)
+    images = np.asarray(images)
+    if images.dtype.kind not in "fiu":
+        raise UserError(f"host stamps are of type {images.dtype}; give numbers [nMgy]")
+    images, table = images.astype(np.float32, copy=False), table.reset_index(drop=True)
     expected = (len(table), len(BANDS), RENDER_SIZE, RENDER_SIZE)
     if images.shape != expected:
         raise UserError(f"host stamps have shape {images.shape}; expected {expected}, one stamp per injection")
+    if psf_images is not None and np.shape(psf_images)[:2] != expected[:2]:
+        raise UserError(f"psf_images have shape {np.shape(psf_images)}; give one per injection and band")
     check_table(table, hosts, bank)
     table = resolve_modes(table)
     out, own = images.copy(), host_rows(table, hosts)
@@ -341,7 +329,7 @@ def inject(table, hosts, images, config, seed, gain_override=None, psf_mode="mof
     bright = np.flatnonzero((sum(band_fluxes(table, own)) + point_fluxes(table, own) > 0).any(axis=1))
     if len(bright):
         given, widths = (None if v is None else np.asarray(v)[bright] for v in (psf_images, psfsize))
-        arcs[bright], _ = render_table(table.iloc[bright], hosts, config, seed, psf_mode=psf_mode, psf_images=given,
+        arcs[bright], _ = _render_rows(table.iloc[bright], hosts, config, seed, psf_mode=psf_mode, psf_images=given,
                                        bank=bank, psfsize=widths)  # fmt: skip
     gain = list_gains(own, gain_override)
     ids = table["injection_id"].to_numpy()
@@ -388,7 +376,7 @@ def measure_injections(table, hosts, config, seed, bank=None, psf_mode="moffat",
     for start in range(0, len(table), MEASURED):
         part = slice(start, start + MEASURED)
         widths = None if psfsize is None else psfsize[part]
-        images, lensed = render_table(table.iloc[part], hosts, config, seed, ("r",), psf_mode, panel_width=coarse,
+        images, lensed = _render_rows(table.iloc[part], hosts, config, seed, ("r",), psf_mode, panel_width=coarse,
                                       bank=bank, psfsize=widths)  # fmt: skip
         flux[part], power[part] = lensed[:, 0], (images[:, 0].astype(np.float64) ** 2).sum(axis=(1, 2))
     unlensed = photometry.mag_to_flux(table["mag_source_r"]) * own["mw_transmission_r"].to_numpy()

@@ -26,6 +26,8 @@ def list_gains(own, gain_override=None):
         if f"exptime_{band}" in own:
             exptime = own[f"exptime_{band}"].to_numpy(dtype=np.float64)
         else:
+            if f"nobs_{band}" not in own:
+                raise UserError(f"host table lacks column(s) nobs_{band} or exptime_{band}; the arc's noise needs one")
             nobs = own[f"nobs_{band}"].to_numpy(dtype=np.float64)
             exptime = photometry.estimate_exptime(own[f"psfdepth_{band}"], own[f"psfsize_{band}"], nobs, band)
         out.append(photometry.gain_of(exptime, band))

@@ -146,3 +146,19 @@ def test_cells_of_the_grid_are_weighed_apart():
         density.weigh_prior(make_rows(cell=[3, 3, 3, 3], log_q=0.0), load_prior("flat"))
     with pytest.raises(UserError, match="injection 41: rows of the grid"):
         density.weigh_prior(make_rows(cell=[3, -1, -1, -1], log_q=0.0, log_acceptance=0.0), load_prior("flat"))
+
+
+def test_rendering_alone_refuses_what_injecting_refuses():
+    rows, host = make_rows(), make_host()
+    with pytest.raises(UserError, match=f"injection {rows['injection_id'].iloc[1]}: q = "):
+        inject.render_table(rows.assign(q=[0.7, -0.2] + [0.7] * (len(rows) - 2)), host, CONFIG, 1)
+    with pytest.raises(UserError, match="band 'y' unknown; use g, r, z"):
+        inject.render_table(rows, host, CONFIG, 1, bands=("r", "y"))
+    stamps = np.zeros((len(rows), 3, 65, 65), dtype=np.float32)
+    with pytest.raises(UserError, match="one per injection and band"):
+        inject.inject(rows, host, stamps, CONFIG, 1, psf_images=np.ones((1, 3, 9, 9)))
+    with pytest.raises(UserError, match="type complex64"):
+        inject.inject(rows, host, stamps.astype(np.complex64), CONFIG, 1)
+    bare = host.drop(columns=[c for c in host if c.startswith(("nobs_", "exptime_"))])
+    with pytest.raises(UserError, match="lacks column"):
+        inject.inject(rows, bare, stamps, CONFIG, 1)
