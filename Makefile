@@ -123,7 +123,8 @@ $(A)/%/executed.ipynb: notebooks/%.ipynb $$(modules_$$*) $$(foreach s,$$(inputs_
                        $(PROFILE_FILE) | $(READY)
 	@$(RUN) run $* --profile $(PROFILE) --device $(DEVICE) $(ROOT_OPTION)
 $(A)/%/manifest.json: $(A)/%/executed.ipynb ;
-$(A)/06_injection_realism/executed.ipynb: $(wildcard benchmarks/results/*.json grades/$(basename $(notdir $(PROFILE)))/*.csv)
+$(A)/09_summary/executed.ipynb: $(wildcard benchmarks/results/*.json)
+$(A)/06_injection_realism/executed.ipynb: $(wildcard benchmarks/results/injection_*.json grades/$(basename $(notdir $(PROFILE)))/*.csv)
 .PRECIOUS: $(A)/%/executed.ipynb $(A)/%/manifest.json $(A)/00_survey/made $(A)/00_survey/manifest.json
 
 artifacts/real/10_real_input/executed.ipynb: notebooks/10_real_input.ipynb $(modules_10_real_input) \

@@ -12,7 +12,7 @@ The headline conditions on the six covariates of 8.7 with the prior's weights. T
 (`unfolding`), `extended` adds the antisymmetric arc energy to the covariates, `oracle` takes the true arc S/N of the
 truth table in place of the measured one.
 
-Left for later: more than one sky, population closure on blank bricks.
+More than one sky: `skies`. Lenses that no catalogue chose: `population`.
 """
 
 import numpy as np

@@ -7,6 +7,7 @@ guaranteed share of confusers per batch are left; the share that occurs is recor
 
 import csv
 import dataclasses
+import functools
 import json
 import math
 import sys
@@ -25,6 +26,7 @@ from lensaudit.detectors import architectures, scoring
 from lensaudit.detectors.scoring import apply_head, choose_device, compute_features, hash_tensors, read_tensors
 from lensaudit.pixels import preprocessing as preprocessing_module
 from lensaudit.pixels.preprocessing import make_preprocessing
+from lensaudit.shards import map_shards
 from lensaudit.stats import Ranking
 
 CHECKPOINT = ("weights.safetensors", "config.json", "preprocessing.json", "model.json", "metrics.csv")
@@ -75,6 +77,34 @@ def train_detector(manifest, store, config, folder, manifest_hash, device="auto"
         _report(run, time.monotonic() - started)
     write_checkpoint(folder / "checkpoint", run, config, manifest_hash, {k: len(v) for k, v in rows.items()})
     return pd.DataFrame(run.metrics).assign(is_best=lambda t: t["epoch"] == run.best_epoch)
+
+
+def train_detectors(manifest, store, configs, folders, manifest_hash, device="auto"):
+    """Train several detectors on the same stamps: at once on a CPU, where they share the threads, in turn on a GPU.
+
+    Parameters
+    ----------
+    manifest, store, manifest_hash, device
+        As `train_detector` takes them.
+    configs, folders : sequence
+        Of each detector.
+
+    Returns
+    -------
+    list of DataFrame
+        As `train_detector`.
+    """
+    task = functools.partial(_train_shard, manifest, store, manifest_hash, device)
+    shards = list(zip(configs, folders, strict=True))
+    if choose_device(device).type != "cpu":
+        return map_shards(task, shards)
+    threads = max(1, torch.get_num_threads() // len(shards))
+    return map_shards(task, shards, len(shards), initializer=torch.set_num_threads, initargs=(threads,))
+
+
+def _train_shard(manifest, store, manifest_hash, device, shard):
+    config, folder = shard
+    return train_detector(manifest, store, config, folder, manifest_hash, device)
 
 
 def make_companion(config):
@@ -366,5 +396,5 @@ def register_checkpoint(stage, folder="checkpoint"):
 
 def _report(run, seconds):
     last, left = run.metrics[-1], (run.settings.epochs - run.epoch) * seconds
-    print(f"epoch {run.epoch}/{run.settings.epochs}: loss {last['loss']:.4f}, validation AUC {last['val_auc']:.4f}, "
-          f"{seconds:.0f} s, at most {left:.0f} s left", file=sys.stderr, flush=True)  # fmt: skip
+    print(f"clip {run.settings.clip:g}, epoch {run.epoch}/{run.settings.epochs}: loss {last['loss']:.4f}, validation AUC "
+          f"{last['val_auc']:.4f}, {seconds:.0f} s, at most {left:.0f} s left", file=sys.stderr, flush=True)  # fmt: skip

@@ -124,7 +124,8 @@ def plot_gap(table, simulated=True):
                       capsize=0, label=text)  # fmt: skip
     axis.axhline(told.sum() - 0.5, color="0.5", lw=0.5)
     axis.tick_params(axis="y", length=0)
-    axis.set(yticks=range(len(table)), yticklabels=[STEPS[step] for step in table["step"]], xlim=(0, None),
-             ylim=(len(table) - 0.5, -0.5), xlabel="recall at a false positive rate of 0.01")  # fmt: skip
+    right = min(1.0, 1.08 * float(table["upper"].max())) if len(table) else 1.0
+    axis.set(yticks=range(len(table)), yticklabels=[STEPS[step] for step in table["step"]], xlim=(0.0, right),
+             ylim=(max(len(table), 1) - 0.5, -0.5), xlabel="recall at a false positive rate of 0.01")  # fmt: skip
     fig.legend(loc="outside upper center", ncols=2)
     return mark_simulated(fig, simulated)

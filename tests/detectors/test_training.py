@@ -17,7 +17,14 @@ from lensaudit.artifacts import UserError, read_json
 from lensaudit.config import load_config
 from lensaudit.detectors import architectures, training
 from lensaudit.detectors.scoring import choose_device, load_detector, read_tensors, score_table
-from lensaudit.detectors.training import compute_loss, draw_batches, train_detector, turn_images
+from lensaudit.detectors.training import (
+    compute_loss,
+    draw_batches,
+    make_companion,
+    train_detector,
+    train_detectors,
+    turn_images,
+)
 
 HASH = "0123456789abcdef" * 4
 
@@ -100,6 +107,23 @@ def test_repeats_bit_for_bit_whatever_the_row_order(tmp_path):
     pd.testing.assert_frame_equal(first, second)
     one, two = (tmp_path / name / "checkpoint" / "weights.safetensors" for name in "ab")
     assert one.read_bytes() == two.read_bytes()
+
+
+def test_trained_together_or_alone_gives_the_same_bits(tmp_path):
+    table, store = make_data(48)
+    own = make_config(architecture="resnet18", epochs=1)
+    configs, folders = (own, make_companion(own)), (tmp_path / "one", tmp_path / "two")
+    threads = torch.get_num_threads()
+    metrics = train_detectors(table, store, configs, folders, HASH, "cpu")
+    try:
+        torch.set_num_threads(max(1, threads // 2))
+        for config, folder, found in zip(configs, folders, metrics, strict=True):
+            alone = train_detector(table, store, config, tmp_path / f"alone-{config.seed}", HASH, "cpu")
+            pd.testing.assert_frame_equal(found, alone)
+            weights = "checkpoint/weights.safetensors"
+            assert (folder / weights).read_bytes() == (tmp_path / f"alone-{config.seed}" / weights).read_bytes()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_kill_during_the_write_of_the_state_then_resume(tmp_path):
