@@ -396,5 +396,5 @@ def register_checkpoint(stage, folder="checkpoint"):
 
 def _report(run, seconds):
     last, left = run.metrics[-1], (run.settings.epochs - run.epoch) * seconds
-    print(f"clip {run.settings.clip:g}, epoch {run.epoch}/{run.settings.epochs}: loss {last['loss']:.4f}, validation AUC "
-          f"{last['val_auc']:.4f}, {seconds:.0f} s, at most {left:.0f} s left", file=sys.stderr, flush=True)  # fmt: skip
+    print(f"clip {run.settings.clip:g}, epoch {run.epoch}/{run.settings.epochs}: loss {last['loss']:.4f}, "
+          f"validation AUC {last['val_auc']:.4f}, {seconds:.0f} s, {left:.0f} s left", file=sys.stderr, flush=True)
