@@ -4,6 +4,8 @@ The hosts' pixels carry their own sky noise; an injection adds the arc's photons
 through the coadd's resampling kernel, and nothing else. Every injection is a pure function of (seed, injection_id).
 """
 
+import functools
+
 import numpy as np
 import pandas as pd
 import torch
@@ -23,6 +25,7 @@ CLUMP_FRACTION = 0.3  # of the r-band flux when the table does not say
 CLUMP_COLOUR = 0.2  # mag in g-r and r-z by which clumps are bluer than the whole source (an assumption)
 EDGE = 10  # pixels beyond the stamp up to which point images are rendered: farther ones would come back periodically
 PSF_MODES = ("moffat", "gaussian_psfsize")
+ENGINES = ("lensaudit", "lenstronomy")
 MEASURED = 2048  # injections measured together; what is kept of them is a few numbers
 
 
@@ -185,7 +188,8 @@ def make_transfers(table, own, bands, psf_mode, period, dtype=torch.float32, dev
 
 
 def render_table(table, hosts, config, seed, bands=BANDS, psf_mode="moffat", psf_images=None, panel_width=None,
-                 dtype=torch.float32, batch_size=None, size=RENDER_SIZE, bank=None, psfsize=None):  # fmt: skip
+                 dtype=torch.float32, batch_size=None, size=RENDER_SIZE, bank=None, psfsize=None,
+                 engine="lensaudit"):  # fmt: skip
     """Render the noiseless arcs of a table.
 
     Parameters
@@ -208,6 +212,8 @@ def render_table(table, hosts, config, seed, bands=BANDS, psf_mode="moffat", psf
         Needed when the table has ``bank_index``.
     psfsize : ndarray of shape (N, 3), optional
         psfsize [arcsec] per band in place of the hosts' own (ablation).
+    engine : str
+        ``"lenstronomy"`` renders row by row with that library, for checking (`oracle.render_rows`).
 
     Returns
     -------
@@ -222,7 +228,15 @@ def render_table(table, hosts, config, seed, bands=BANDS, psf_mode="moffat", psf
     unknown = [band for band in bands if band not in BANDS]
     if unknown:
         raise UserError(f"band {unknown[0]!r} unknown; use {', '.join(BANDS)}")
+    if engine not in ENGINES:
+        raise UserError(f"engine {engine!r} unknown; use {' or '.join(ENGINES)}")
     check_table(table, hosts, bank)
+    if engine == "lenstronomy":
+        from lensaudit.injection.oracle import render_rows  # lenstronomy is not on every machine
+
+        if psfsize is not None:
+            raise UserError("engine 'lenstronomy' takes the hosts' own psfsize; leave psfsize out")
+        return render_rows(table, hosts, config, seed, bands, psf_mode, psf_images, dtype, size, bank)
     return _render_rows(table, hosts, config, seed, bands, psf_mode, psf_images, panel_width, dtype, batch_size, size,
                         bank, psfsize)  # fmt: skip
 
@@ -272,7 +286,7 @@ def _check_psfsize(psfsize, table):
 
 
 def inject(table, hosts, images, config, seed, gain_override=None, psf_mode="moffat", noise=True, sky_noise=False,
-           psf_images=None, bank=None, psfsize=None, correlated=True):  # fmt: skip
+           psf_images=None, bank=None, psfsize=None, correlated=True, engine="lensaudit"):  # fmt: skip
     """Add lensed arcs to host stamps.
 
     Parameters
@@ -301,6 +315,8 @@ def inject(table, hosts, images, config, seed, gain_override=None, psf_mode="mof
         psfsize [arcsec] in place of the hosts' own for the arc's PSF (ablation).
     correlated : bool
         False draws the arc's shot noise pixel by pixel, without the coadd's kernel (ablation).
+    engine : str
+        As `render_table` takes it.
 
     Returns
     -------
@@ -329,8 +345,9 @@ def inject(table, hosts, images, config, seed, gain_override=None, psf_mode="mof
     bright = np.flatnonzero((sum(band_fluxes(table, own)) + point_fluxes(table, own) > 0).any(axis=1))
     if len(bright):
         given, widths = (None if v is None else np.asarray(v)[bright] for v in (psf_images, psfsize))
-        arcs[bright], _ = _render_rows(table.iloc[bright], hosts, config, seed, psf_mode=psf_mode, psf_images=given,
-                                       bank=bank, psfsize=widths)  # fmt: skip
+        render = _render_rows if engine == "lensaudit" else functools.partial(render_table, engine=engine)
+        arcs[bright], _ = render(table.iloc[bright], hosts, config, seed, psf_mode=psf_mode, psf_images=given,
+                                 bank=bank, psfsize=widths)  # fmt: skip
     gain = list_gains(own, gain_override)
     ids = table["injection_id"].to_numpy()
     for row in bright:
@@ -353,11 +370,7 @@ def measure_injections(table, hosts, config, seed, bank=None, psf_mode="moffat",
     ----------
     table : pandas.DataFrame
         Injection table without these columns.
-    hosts : pandas.DataFrame
-    config : lensaudit.config.Config
-    seed : int
-    bank : lensing.sources.ImageBank, optional
-    psf_mode, psfsize
+    hosts, config, seed, bank, psf_mode, psfsize
         As `inject` takes them.
 
     Returns

@@ -296,6 +296,19 @@ def test_engine_is_the_oracle(changes):
     assert np.abs(total[0] / flux - 1).max() < 5e-4
 
 
+def test_a_row_is_injected_by_either_engine_with_the_same_noise():
+    row, host = make_row()
+    stamps = np.full((1, 3, 65, 65), 0.01, dtype=np.float32)
+    own, arcs = inject.inject(row, host, stamps, CONFIG, 5)
+    theirs, reference = inject.inject(row, host, stamps, CONFIG, 5, engine="lenstronomy")
+    assert 0 < np.abs(arcs - reference).max() < 2e-3 * reference.max()
+    assert np.abs(own - theirs).max() < 4e-3 * reference.max()
+    with pytest.raises(UserError, match="engine 'galsim' unknown; use lensaudit or lenstronomy"):
+        inject.inject(row, host, stamps, CONFIG, 5, engine="galsim")
+    with pytest.raises(UserError, match="leave psfsize out"):
+        inject.inject(row, host, stamps, CONFIG, 5, engine="lenstronomy", psfsize=np.full((1, 3), 1.2))
+
+
 def test_engine_is_the_oracle_for_bank_images(bank):
     row, host = make_row(**BANKED)
     theirs, flux = render(row, host, bands=BANDS, size=65, bank=bank)
