@@ -19,7 +19,8 @@ from lensaudit.audit.detectability import correct_bias, fit_bias, measure_arcs
 from lensaudit.audit.thresholds import freeze_detector
 from lensaudit.constants import RENDER_SIZE
 from lensaudit.injection.hosts import swap_hosts
-from lensaudit.injection.inject import inject, measure_injections, read_light
+from lensaudit.injection.inject import inject, measure_injections
+from lensaudit.injection.light import read_light
 from lensaudit.injection.population import load_prior
 from lensaudit.shards import map_shards
 

@@ -20,7 +20,7 @@ from lensaudit.audit.campaign import run_injections
 from lensaudit.audit.recovery import KernelModel, fit_scaler
 from lensaudit.constants import BANDS
 from lensaudit.injection.controls import suppress_inner
-from lensaudit.injection.inject import host_rows, read_psf
+from lensaudit.injection.light import host_rows, read_psf
 from lensaudit.injection.population import draw_structure, load_prior
 from lensaudit.injection.rungs import DRAWN, draw_rung, plan_rungs
 

@@ -11,7 +11,7 @@ from lensaudit import photometry, rng
 from lensaudit.artifacts import UserError
 from lensaudit.constants import BANDS, PIXEL_SCALE
 from lensaudit.injection.checks import MAX_CLUMPS, check_table
-from lensaudit.injection.inject import band_fluxes, host_rows, moffat_radii
+from lensaudit.injection.light import band_fluxes, host_rows, moffat_radii
 from lensaudit.lensing.psf import narrow_core, wing_flux, wing_profile
 from lensaudit.lensing.sources import place_clumps, sersic_b
 
@@ -194,7 +194,7 @@ def to_lenstronomy(row, host, seed, psf_mode="moffat", psf_supersampling=1, psf_
     seed : int
         Of the injections: it places the clumps.
     psf_mode : str
-        See `inject.moffat_radii`.
+        See `light.moffat_radii`.
     psf_supersampling, psf_size : int
         Samples per pixel and (odd) width [pixel] of the PSF images.
     bank : lensaudit.lensing.sources.ImageBank, optional

@@ -67,7 +67,7 @@ def degrade_hosts(own, psfsize, depth, bands=BANDS):
     Parameters
     ----------
     own : pandas.DataFrame
-        Host of each injection, N rows, from `inject.host_rows`.
+        Host of each injection, N rows, from `light.host_rows`.
     psfsize : ndarray of shape (N, bands)
         Target [arcsec].
     depth : ndarray of shape (N, bands)

@@ -9,7 +9,8 @@ import torch
 from lensaudit.artifacts import UserError
 from lensaudit.constants import PIXEL_SCALE, RENDER_SIZE
 from lensaudit.injection.devices import single_thread
-from lensaudit.injection.inject import host_rows, make_transfers, prepare
+from lensaudit.injection.inject import make_transfers, prepare
+from lensaudit.injection.light import host_rows
 from lensaudit.lensing.mass import shoot_rays
 from lensaudit.lensing.render import choose_period, fold_spectrum, mirror_transfer
 from lensaudit.lensing.sources import evaluate_sersic

@@ -12,7 +12,7 @@ from numba import njit
 
 from lensaudit import photometry
 from lensaudit.constants import PIXEL_SCALE
-from lensaudit.injection.inject import host_rows
+from lensaudit.injection.light import host_rows
 
 # An exponential disc of half-light radius 1 as three Gaussians: share and sigma, least squares in the profile.
 SHARES, WIDTHS = (0.0402, 0.3615, 0.5983), (0.2083, 0.5653, 1.1954)

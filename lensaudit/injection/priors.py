@@ -21,7 +21,8 @@ from lensaudit.injection.checks import MAX_CLUMPS
 from lensaudit.injection.density import measure_source_density
 from lensaudit.injection.forecast import add_brightness, bound_arcs, forecast_arcs
 from lensaudit.injection.hosts import HostMatcher, match_conditions, swap_hosts
-from lensaudit.injection.inject import measure_injections, read_psf
+from lensaudit.injection.inject import measure_injections
+from lensaudit.injection.light import read_psf
 from lensaudit.injection.population import (
     draw_axis_ratio,
     draw_parents,

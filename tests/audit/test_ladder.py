@@ -16,6 +16,7 @@ from lensaudit.config import CompletenessConfig, Config, InjectionConfig, Ladder
 from lensaudit.constants import BANDS, PIXEL_SCALE
 from lensaudit.figures.ladder import plot_ladder
 from lensaudit.injection import inject, rungs
+from lensaudit.injection import light as light_module
 from lensaudit.injection.noise import list_gains
 from lensaudit.injection.population import load_prior, theta_to_sigma
 
@@ -140,7 +141,7 @@ def test_published_light_has_the_widths_of_a_gaussian_and_no_noise(hosts):
         "source_phi": 0.0, "mag_source_g": 20.0, "mag_source_r": 20.0, "mag_source_z": 20.0, "n_clumps": 0,
         "psf_beta": 2.5,
     })  # fmt: skip
-    light = inject.read_light(PRIORS[0], own)
+    light = light_module.read_light(PRIORS[0], own)
     images = np.full((3, 3, 65, 65), 1.0, dtype=np.float32)
     out, arcs = inject.inject(table, hosts, images, CONFIG, 1, **light)
     assert np.array_equal(out, images + arcs)
@@ -150,9 +151,9 @@ def test_published_light_has_the_widths_of_a_gaussian_and_no_noise(hosts):
             sigma = own["psfsize_r"].iloc[row] * scale / np.sqrt(8 * np.log(2)) / PIXEL_SCALE
             expected = Gaussian2D(0.9 * 10.0 / (2 * np.pi * sigma**2), 0, 0, sigma, sigma)(x, y)
             assert np.abs(arcs[row, band] - expected).max() < 2e-3 * expected.max()
-    assert inject.read_light(PRIORS[1], own) == {}
+    assert light_module.read_light(PRIORS[1], own) == {}
     with pytest.raises(UserError, match="light.psf"):
-        inject.read_light({"name": "x", "light": {"psf": "airy"}}, own)
+        light_module.read_light({"name": "x", "light": {"psf": "airy"}}, own)
     with pytest.raises(UserError, match="injection 2: psfsize"):
         inject.inject(table, hosts, images, CONFIG, 1, psfsize=np.array([[1.0] * 3, [np.nan] * 3, [1.0] * 3]))
 
