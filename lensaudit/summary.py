@@ -269,8 +269,10 @@ def _collect_skies():
 
 def _collect_prior():
     """How many percentiles of Collett's forecast the fiducial prior reproduces, from the stored benchmark."""
-    runs = {run["cut"]: run for run in read_benchmark("collett_table").get("runs", [])}
-    out = {}
+    stored = read_benchmark("collett_table")
+    runs = {run["cut"]: run for run in stored.get("runs", [])}
+    weighed = {row["changed"]: row["passed"] for row in stored.get("decompose", {}).get("decompose", [])}
+    out = {"n_lenses_alike": weighed.get("evolution + cut"), "n_all_alike": weighed.get("all")}
     for cut, short in (("paper", "specified"), ("run", "public")):
         out |= {f"n_{short}": runs.get(cut, {}).get("n_passed"), "n_tested": runs.get(cut, {}).get("n_tested")}
     return out
