@@ -24,7 +24,8 @@ OUTCOMES = {"GO": "n_go", "NO-GO": "n_no_go", "inconclusive": "n_inconclusive", 
 ARCHITECTURES = {"resnet18": "ResNet-18", "efficientnet_b0": "EfficientNet-B0"}
 FORMATS = {
     "matched_fraction": "pct", "confuser_share": "pct", "refused_fraction": "pct", "fprs": "sci", "achieved": "sci",
-    "prevalence": "sci", "ladder.": ".2f", "gap.": ".2f", "skies.": ".2f", "chi2": ".1f", "smooth.": ".4f",
+    "prevalence": "sci", "ladder.": ".2f", "gap.": ".2f", "skies.": ".2f", "population.": ".1f", "chi2": ".1f",
+    "smooth.": ".4f",
     "purity": ".2f", "n_eff": ".1f", "n_eff_test": ".1f", "theta_small": ".2f",
     "theta_large": ".2f", "config.": "g", "gates_failed": "latex", "engine.": "sci", "stamps_per_s": ".0f",
     "ratio_imagemodel": ".0f", "ratio_best_use": ".1f", "peak_memory_mb": ".0f", "first_call_s": ".1f",
@@ -57,6 +58,7 @@ def collect_summary(stage):
         "completeness": _collect_completeness(stage),
         "gates": _collect_gates(stage), **_collect_closure(closure), **_collect_models(stage),
         "ladder": _collect_ladder(stage), "gap": _collect_gap(stage), "skies": _collect_skies(),
+        "population": _collect_population(stage),
         "prior": _collect_prior(),
     }  # fmt: skip
 
@@ -253,6 +255,18 @@ def _collect_gap(stage):
     for row in table.itertuples():
         name = row.step.lower().replace(" ", "_").replace("/", "")
         out |= {name: row.predicted, f"{name}_lower": row.lower, f"{name}_upper": row.upper}
+    return out
+
+
+def _collect_population(stage):
+    """Counts of the blank bricks' lenses against expectation at the headline's rate; empty on real data."""
+    table = stage.read_table("07_completeness", "population_closure.parquet")
+    names, out = {"rate": "rate", "C": "map", "C x rate": "product"}, {}
+    rows = table[table["point"] == HEADLINE].set_index("comparison")
+    for kind, short in names.items():
+        row = rows.loc[kind] if kind in rows.index else {}
+        out |= {short: row.get("expected"), f"{short}_observed": row.get("observed")}
+        out |= {f"{short}_{k}": row.get(k) for k in ("predicted_lower", "predicted_upper", "factor_up")}
     return out
 
 

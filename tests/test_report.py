@@ -154,6 +154,9 @@ def write_models(stage):
     steps = ["measured", "true S/N", "source colours", "source and arc", "lens and host", "twins", "lenses"]
     told = pd.DataFrame({"step": steps, "predicted": 0.3, "lower": 0.2, "upper": 0.4})
     stage.write_table("closure_gap.parquet", told)
+    population = pd.DataFrame({"point": "fpr_1e-2", "comparison": ["rate", "C", "C x rate"], "expected": 8.0,
+                               "observed": 12, "predicted_lower": 3.0, "predicted_upper": 14.0, "factor_up": 2.0})
+    stage.write_table("population_closure.parquet", population)
     rungs = [{"weighting": w, "threshold_name": t, "kind": kind, "rung": rung, "label": rung, "completeness": 0.1,
               "lower": 0.05, "upper": 0.2, "first_in": value, "last_out": value}
              for w in ("flat", "lenses") for t in ("score_0.3", "fpr_1e-2")
