@@ -22,7 +22,7 @@ TEX_PACKAGES = ("latexmk", "texlive-latex-base", "texlive-latex-recommended", "t
 CHAPTERS = ("00_survey", "01_crossmatch", "02_sampling", "03_cutouts", "04_training", "05_evaluation",
             "06_injection_realism", "07_completeness", "08_failure_modes", "09_summary")  # fmt: skip
 # Share of a `demo` run each chapter takes, for the estimate of the time left (measured; only the display uses it).
-SHARES = dict(zip(CHAPTERS, (0.08, 0.02, 0.02, 0.2, 0.22, 0.05, 0.06, 0.3, 0.03, 0.02), strict=True))
+SHARES = dict(zip(CHAPTERS, (0.07, 0.01, 0.01, 0.06, 0.32, 0.05, 0.09, 0.36, 0.02, 0.01), strict=True))
 
 
 def folder_of(profile):

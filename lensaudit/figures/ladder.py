@@ -95,10 +95,9 @@ def _draw_levels(axis, own, places):
     axis.set(xlim=(0, None), xlabel="completeness, steps added one by one", title="from published to fiducial")
 
 
-STEPS = {"measured": "measured covariates only", "true S/N": "true arc S/N instead of measured",
-         "source colours": "+ source colours", "source and arc": "+ source size, magnification, surface brightness",
-         "lens and host": "+ lens geometry, redshifts, host light", "twins": "twins of the lenses, found",
-         "lenses": "held-out lenses, found"}  # fmt: skip
+STEPS = {"measured": "measured covariates", "true S/N": "true arc S/N", "source colours": "+ source colours",
+         "source and arc": "+ size, magnification", "lens and host": "+ lens, redshifts, host", "twins": "twins",
+         "lenses": "held-out lenses"}  # fmt: skip
 
 
 def plot_gap(table, simulated=True):
@@ -126,6 +125,6 @@ def plot_gap(table, simulated=True):
     axis.tick_params(axis="y", length=0)
     right = min(1.0, 1.08 * float(table["upper"].max())) if len(table) else 1.0
     axis.set(yticks=range(len(table)), yticklabels=[STEPS[step] for step in table["step"]], xlim=(0.0, right),
-             ylim=(max(len(table), 1) - 0.5, -0.5), xlabel="recall at a false positive rate of 0.01")  # fmt: skip
+             ylim=(max(len(table), 1) - 0.5, -0.5), xlabel=r"recall at FPR $10^{-2}$")  # fmt: skip
     fig.legend(loc="outside upper center", ncols=2)
     return mark_simulated(fig, simulated)
