@@ -221,6 +221,6 @@ def describe_closure(closure):
             f"{closure['verdict']}")  # fmt: skip
     missed = [kind for kind, control in closure["controls"].items() if control["must_fail"] and not control["caught"]]
     if missed and closure["verdict"] != "too few":
-        text += f"; control(s) {', '.join(missed)} should have failed and did not"
+        text += f"; control(s) {', '.join(missed)} must be caught and were not"
     bad = closure["verdict"] == "does not close" or (missed and closure["verdict"] != "too few")
     return f"\033[31m{text}\033[0m" if bad else text
