@@ -15,7 +15,7 @@ from lensaudit.artifacts import UserError
 from lensaudit.audit.completeness import AXES, assign_cells
 from lensaudit.audit.recovery import KernelModel, fit_scaler
 from lensaudit.audit.unfolding import CONDITIONS, compare_draws, is_known, take_targets, weigh_selection
-from lensaudit.audit.verdict import GRID_MAX_WEIGHT, GRID_MIN_N_EFF
+from lensaudit.audit.verdict import explain_weights
 
 WEIGHTINGS = ("prior", "conditions", "conditions and images")
 BANDWIDTH = 0.25  # of the lenses' scatter in each condition; twice as wide moves the average by a tenth of itself
@@ -104,11 +104,7 @@ def _weigh_rows(rows, targets, weighting, selection):
 
 def _check_weights(weight, rows, reason):
     n_eff, largest = stats.kish_n_eff(weight, rows["host_index"]), float(weight.max(initial=0.0))
-    if not reason and n_eff < GRID_MIN_N_EFF:
-        reason = f"effective size {n_eff:.1f} below {GRID_MIN_N_EFF:g}"
-    elif not reason and largest > GRID_MAX_WEIGHT:
-        reason = f"one injection has {largest:.1%} of the weight (effective size {n_eff:.1f})"
-    return {"n_eff": n_eff, "max_weight": largest, "reason": reason}
+    return {"n_eff": n_eff, "max_weight": largest, "reason": reason or explain_weights(n_eff, largest)}
 
 
 def _measure(flag, weight, bricks, moved, config, name):

@@ -12,7 +12,7 @@ from lensaudit import rng as streams
 from lensaudit import stats
 from lensaudit.artifacts import UserError
 from lensaudit.audit.completeness import tabulate_bins
-from lensaudit.audit.verdict import GRID_MAX_WEIGHT, GRID_MIN_N_EFF
+from lensaudit.audit.verdict import explain_weights
 
 # Herle's axes by the names of this project; `slope` varies only where a prior's mass model has one.
 VARIABLES = ("theta_E", "source_R", "source_n", "source_q", "q", "slope")
@@ -182,9 +182,8 @@ def correct_distribution(found, column, bins, probability=None, truth=None, seed
     for name, values in quantiles.items():
         out[name] = np.where(out["n_used"] > 0, values, 0.0 if name.startswith("lower") else np.nan)
     largest, kish = (weight.max() / weight.sum() if len(weight) else np.nan), stats.kish_n_eff(weight)
-    guard = kish >= GRID_MIN_N_EFF and largest <= GRID_MAX_WEIGHT
     return out.assign(corrected=np.bincount(code, weights=weight, minlength=size), max_weight=largest, n_eff=kish,
-                      guard_ok=bool(guard))  # fmt: skip
+                      guard_ok=not explain_weights(kish, largest))  # fmt: skip
 
 
 def _bin_rows(table, column, bins):

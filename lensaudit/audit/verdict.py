@@ -144,10 +144,24 @@ def compare_tertiles(lenses, recovered, p, draws, config, name, variance=None):
     return {"bins": rows, "max_abs_z": float(np.abs(z).max()), "limit": float(limit)}
 
 
+def explain_weights(n_eff, max_weight):
+    """Return why the guards of SPEC 8.3 refuse weights of an effective size and a largest share, empty if they do not.
+
+    The third guard, on the precision of counts and closure, is `check_guard`'s.
+    """
+    if not n_eff > 0:
+        return "no injection carries weight"
+    if n_eff < GRID_MIN_N_EFF:
+        return f"effective size {n_eff:.1f} below {GRID_MIN_N_EFF:g}"
+    if max_weight > GRID_MAX_WEIGHT:
+        return f"one injection has {max_weight:.1%} of the weight (effective size {n_eff:.1f})"
+    return ""
+
+
 def check_guard(row):
     """Apply the guards of SPEC 8.3 to a reweighted row: guard_ok, and a refused verdict where one fails."""
-    guard = bool(row["n_eff"] >= GRID_MIN_N_EFF and row["max_weight"] <= GRID_MAX_WEIGHT
-                 and row["precision"] >= GRID_MIN_PRECISION * row["n_lenses"])  # fmt: skip
+    precise = row["precision"] >= GRID_MIN_PRECISION * row["n_lenses"]
+    guard = bool(precise and not explain_weights(row["n_eff"], row["max_weight"]))
     return {"guard_ok": guard} | ({} if guard else {"closes": False, "verdict": "refused"})
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from lensaudit import stats
 from lensaudit.artifacts import UserError, hash_object
 from lensaudit.audit.completeness import AXES, assign_cells
-from lensaudit.audit.verdict import GRID_MAX_WEIGHT, GRID_MIN_N_EFF
+from lensaudit.audit.verdict import explain_weights
 from lensaudit.injection.density import weigh_prior
 from lensaudit.injection.population import load_prior
 
@@ -127,10 +127,6 @@ def _sum_groups(groups, number, weight, n_cells):
 
 
 def _judge(row, n_bricks, name, min_bricks):
-    if not row.kish:
-        return f"prior {name}: no injection carries weight"
-    if row.kish < GRID_MIN_N_EFF:
-        return f"prior {name}: effective size {row.kish:.1f} below {GRID_MIN_N_EFF:g}"
-    if row.max_weight > GRID_MAX_WEIGHT:
-        return f"prior {name}: one injection has {row.max_weight:.1%} of the weight (effective size {row.kish:.1f})"
-    return f"prior {name}: hosts from fewer than {min_bricks} bricks" if n_bricks < min_bricks else ""
+    few = f"hosts from fewer than {min_bricks} bricks" if n_bricks < min_bricks else ""
+    reason = explain_weights(row.kish, row.max_weight) or few
+    return f"prior {name}: {reason}" if reason else ""

@@ -9,7 +9,7 @@ from lensaudit import rng as streams
 from lensaudit import stats
 from lensaudit.artifacts import UserError
 from lensaudit.audit.completeness import AXES, assign_cells
-from lensaudit.audit.verdict import GRID_MAX_WEIGHT, GRID_MIN_N_EFF
+from lensaudit.audit.verdict import explain_weights
 from lensaudit.selection.reweighting import read_prior, weigh_rows
 
 PRIORS = ("collett", "cosmos_like", "flat", "brief")  # those of one way of making images
@@ -87,15 +87,11 @@ def _check_weights(weight, hosts, brick, config):
     total = weight.sum()
     if not total > 0:
         return {}, "no injection carries weight"
-    by_host = np.bincount(stats.encode_groups(hosts), weights=weight)
-    own = {"n_eff": float(total**2 / (by_host**2).sum()), "max_weight": float(weight.max() / total)}
+    own = {"n_eff": float(stats.kish_n_eff(weight, hosts)), "max_weight": float(weight.max() / total)}
     n_bricks = len(np.unique(brick[weight > 0]))
-    if own["n_eff"] < GRID_MIN_N_EFF:
-        return own, f"effective size {own['n_eff']:.1f} below {GRID_MIN_N_EFF:g}"
-    if own["max_weight"] > GRID_MAX_WEIGHT:
-        return own, f"one injection has {own['max_weight']:.1%} of the weight (effective size {own['n_eff']:.1f})"
     least = config.completeness.min_bricks
-    return own, f"hosts from fewer than {least} bricks" if n_bricks < least else ""
+    few = f"hosts from fewer than {least} bricks" if n_bricks < least else ""
+    return own, explain_weights(own["n_eff"], own["max_weight"]) or few
 
 
 def _judge_band(passed, draws, limits):
