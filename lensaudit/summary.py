@@ -13,7 +13,7 @@ import pandas as pd
 from lensaudit.artifacts import UserError
 from lensaudit.audit import members
 from lensaudit.audit.engine import read_benchmark
-from lensaudit.audit.skies import MAX_BIAS, read_skies
+from lensaudit.audit.skies import MAX_BIAS, MIN_TRAINED, read_skies
 from lensaudit.audit.verdict import DIAGNOSES, UNSPOILED
 from lensaudit.tables import HEADLINE, OBJECTIONS, SPLITS, STRICT, collect_tables, pick
 from lensaudit.wording import name_gate
@@ -24,7 +24,7 @@ OUTCOMES = {"GO": "n_go", "NO-GO": "n_no_go", "inconclusive": "n_inconclusive", 
 ARCHITECTURES = {"resnet18": "ResNet-18", "efficientnet_b0": "EfficientNet-B0"}
 FORMATS = {
     "matched_fraction": "pct", "confuser_share": "pct", "refused_fraction": "pct", "fprs": "sci", "achieved": "sci",
-    "prevalence": "sci", "ladder.": ".2f", "gap.": ".2f", "skies.": ".2f", "population.": ".1f", "chi2": ".1f",
+    "prevalence": "sci", "ladder.": ".2f", "gap.": ".2f", "chi2": ".1f", "skies.": ".2f", "population.": ".1f",
     "smooth.": ".4f",
     "purity": ".2f", "n_eff": ".1f", "n_eff_test": ".1f", "theta_small": ".2f",
     "theta_large": ".2f", "config.": "g", "gates_failed": "latex", "engine.": "sci", "stamps_per_s": ".0f",
@@ -266,14 +266,14 @@ def _collect_population(stage):
     for kind, short in names.items():
         row = rows.loc[kind] if kind in rows.index else {}
         out |= {short: row.get("expected"), f"{short}_observed": row.get("observed")}
-        out |= {f"{short}_{k}": row.get(k) for k in ("predicted_lower", "predicted_upper", "factor_up")}
+        out |= {f"{short}_{k}": row.get(k) for k in ("predicted_lower", "predicted_upper", "factor_up", "agrees")}
     return out
 
 
 def _collect_skies():
     """Bias and chi-squared of closure over many skies at the headline's rate, from the stored benchmark."""
     summary = read_skies() or {"points": {}, "n_skies": 0, "n_trained": 0}
-    rows, out = summary["points"].get(HEADLINE, {}), {"max_bias": MAX_BIAS}
+    rows, out = summary["points"].get(HEADLINE, {}), {"max_bias": MAX_BIAS, "min_trained": MIN_TRAINED}
     out |= {key: summary[key] for key in ("n_skies", "n_trained")}
     for name in ("headline", "calibrated", "oracle", "twins"):
         keys = ("recall", "predicted", "bias", "bias_lower", "bias_upper", "chi2", "chi2_lower", "chi2_upper", "passes")

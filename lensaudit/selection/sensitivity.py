@@ -51,8 +51,8 @@ def measure_prior_band(cells, injections, grid, thresholds, point, config, prior
     The average of a prior is the found share, by weight, of its arcs that pass the product's cuts, over the cells that
     the map supports, each host with the survey's weight of its conditions. It is one query, and the guards are those of
     one: effective size by host, largest weight, bricks. Bounds resample bricks, for all priors together. NO-GO when a
-    lower bound lies above its limit, GO when both upper bounds lie below, else inconclusive; so too with fewer than
-    two priors, which are no band.
+    lower bound lies above its limit, GO when both upper bounds lie below and no prior is refused, else inconclusive; so
+    too with fewer than two priors, which are no band.
     """
     if point not in thresholds or "footprint_weight" not in injections:
         wrong = f"operating point {point!r} unknown" if point not in thresholds else "no column footprint_weight"
@@ -79,7 +79,10 @@ def measure_prior_band(cells, injections, grid, thresholds, point, config, prior
     generator = streams.make_stream(config.seed, "selection/prior band")
     draws = np.concatenate([m @ np.stack(sums).transpose(0, 2, 1) for m in
                             stats.draw_multiplicities(sums[0].shape[1], N_DRAWS, generator)], axis=1)  # fmt: skip
-    return out | _judge_band(passed, draws[..., 0] / draws[..., 1], limits)
+    band = _judge_band(passed, draws[..., 0] / draws[..., 1], limits)
+    if band["outcome"] == "GO" and refused:  # those refused may be the ones that lie farthest away
+        band |= {"outcome": "inconclusive", "reason": f"{', '.join(refused)}, which the guards refuse, may widen it"}
+    return out | band
 
 
 def _check_weights(weight, hosts, brick, config):

@@ -49,7 +49,19 @@ def test_each_truth_that_decides_raises_the_score_on_other_hosts(steps):
     score = steps[0]["log_score"]
     assert score["source colours"] > score["true S/N"] + 0.01
     assert score["lens and host"] < score["source colours"] + 0.005  # noise columns bring nothing
-    assert (steps[0]["lower"] <= steps[0]["predicted"]).all() and (steps[0]["predicted"] <= steps[0]["upper"]).all()
+    assert score["measured"] < score["true S/N"]  # one yardstick for all steps
+
+
+def test_a_lens_counts_once_and_thinned_rows_by_their_weight(steps):
+    table, twins, lenses = steps
+    injections = make_table(6000, 1, brightness=2.2, blue=0.5)
+    hosts = pd.DataFrame({"host_index": np.arange(200), "mag_g": 20.0, "mag_r": 19.0, "shape_r": 1.0})
+    more = pd.concat([twins, *[twins[twins["lens_id"] == 0]] * 3], ignore_index=True)
+    faint = (injections["arc_snr_true"] < 9.0).to_numpy()
+    kept = injections.assign(weight=np.where(faint, 2.0, 1.0))[~faint | (np.arange(len(faint)) % 2 == 0)]
+    again = gap.trace_gap(kept.reset_index(drop=True), more, lenses, hosts, 0.0, CONFIG).set_index("step")
+    assert again.loc["twins", "predicted"] == pytest.approx(table.loc["twins", "predicted"])
+    assert again.loc["measured", "predicted"] == pytest.approx(table.loc["measured", "predicted"], abs=0.03)
 
 
 def test_without_supported_lenses_there_is_nothing_to_trace(steps):

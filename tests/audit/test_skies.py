@@ -161,6 +161,14 @@ def test_stored_table_is_judged_and_verify_fails_on_it(benchmark, tmp_path, monk
             build.command_verify("smoke")  # as the paper's build calls it
             with pytest.raises(UserError, match=r"does not meet the rule of SPEC 8.7: .*recall - predicted \+0\."):
                 build.command_verify("smoke", skies=True)
+    few = benchmark.run_skies([(seed, tmp_path / "few", "none", seed > 18) for seed in range(1, 23)],
+                              work=make_stub(benchmark, [], 0.0), key="few")  # fmt: skip
+    benchmark.write_results(few, path)
+    summary = skies.read_skies()
+    assert summary["points"]["fpr_1e-2"]["headline"]["passes"]
+    assert summary["n_trained"] == skies.MIN_TRAINED - 1 and not summary["passes"]
+    with pytest.raises(UserError, match="4 with own training"):
+        build.command_verify("smoke", skies=True)
     path.write_text(json.dumps({"rows": [], "skies": []}))
     with pytest.raises(UserError, match="not a table of skies"):
         skies.read_skies()

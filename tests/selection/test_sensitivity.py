@@ -57,8 +57,8 @@ def measure(found_bright, found_faint, priors, n=1200):
 WHOLE, BRIGHT, NOWHERE = narrow("whole", (20.0, 28.0)), narrow("bright", (20.0, 24.0)), narrow("nowhere", (27.0, 28.0))
 
 
-@pytest.mark.parametrize(("faint", "outcome", "reason"), [(0.9, "GO", ""), (0.2, "NO-GO", "width 0.35"),
-                                                          (0.5, "inconclusive", "a limit lies inside")])  # fmt: skip
+@pytest.mark.parametrize(("faint", "outcome", "reason"), [(0.9, "inconclusive", "nowhere"),
+                                                          (0.2, "NO-GO", "width 0.35"), (0.5, "inconclusive", "a limit lies inside")])  # fmt: skip
 def test_the_band_is_that_of_the_sources(faint, outcome, reason):
     out = measure(0.9, faint, [WHOLE, BRIGHT, NOWHERE])
     assert out["priors"]["bright"]["completeness"] == pytest.approx(0.9)
@@ -68,6 +68,11 @@ def test_the_band_is_that_of_the_sources(faint, outcome, reason):
     assert out["width_lower"] <= out["width"] <= out["width_upper"]
     assert out["outcome"] == outcome and out["reason"].startswith(reason)
     assert out["refused"] == {"nowhere": "no injection carries weight"}
+
+
+def test_a_band_is_whole_only_without_refused_priors():
+    out = measure(0.9, 0.9, [WHOLE, BRIGHT])
+    assert out["outcome"] == "GO" and out["reason"] == "" and out["refused"] == {}
 
 
 def test_a_small_completeness_is_held_by_the_ratio():
