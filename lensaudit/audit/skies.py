@@ -122,9 +122,10 @@ def read_skies(path=None):
         raise UserError(f"{path.name}: not a table of skies ({error}); run benchmarks/closure_skies.py again") from None
     points = summarise_skies(rows)
     row, point = HEADLINE
+    good = bool(points.get(point, {}).get(row, {}).get("passes"))
     return {"points": points, "n_skies": len(stored["skies"]), "n_trained": trained,
             "detectors": sorted({str(sky["detector"]) for sky in stored["skies"]}),
-            "passes": trained >= MIN_TRAINED and bool(points.get(point, {}).get(row, {}).get("passes"))}  # fmt: skip
+            "passes": good and trained >= MIN_TRAINED}  # fmt: skip
 
 
 def describe_skies(summary):
