@@ -57,8 +57,9 @@ def measure(found_bright, found_faint, priors, n=1200):
 WHOLE, BRIGHT, NOWHERE = narrow("whole", (20.0, 28.0)), narrow("bright", (20.0, 24.0)), narrow("nowhere", (27.0, 28.0))
 
 
-@pytest.mark.parametrize(("faint", "outcome", "reason"), [(0.9, "inconclusive", "nowhere"),
-                                                          (0.2, "NO-GO", "width 0.35"), (0.5, "inconclusive", "a limit lies inside")])  # fmt: skip
+@pytest.mark.parametrize(("faint", "outcome", "reason"), [
+    (0.9, "inconclusive", "nowhere"), (0.2, "NO-GO", "width 0.35"), (0.5, "inconclusive", "a limit lies inside"),
+])  # fmt: skip
 def test_the_band_is_that_of_the_sources(faint, outcome, reason):
     out = measure(0.9, faint, [WHOLE, BRIGHT, NOWHERE])
     assert out["priors"]["bright"]["completeness"] == pytest.approx(0.9)
