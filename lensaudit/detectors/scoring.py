@@ -138,9 +138,9 @@ class Detector:
 
     def _features(self, images, ids):
         images = torch.as_tensor(np.ascontiguousarray(images, dtype=np.float32))
-        blocks = []
-        for start in range(0, len(images), 1024):
-            part = slice(start, start + 1024)
+        blocks, size = [], 2 * BATCH[self.device.type]
+        for start in range(0, len(images), size):  # larger blocks fall out of the cache
+            part = slice(start, start + size)
             rows = images[part].to(self.device)
             prepared = self.preprocessing.apply(rows, None if ids is None else list(ids)[part])
             blocks.append(compute_features(self.network, prepared, self.device, self.bfloat16))
