@@ -9,16 +9,19 @@ On the simulated sky it shows what *can* open a gap between completeness and rec
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from lensaudit import rng as streams
 from lensaudit import stats
-from lensaudit.artifacts import UserError, find_root
+from lensaudit.artifacts import UserError, find_root, load_dataset
 from lensaudit.audit.campaign import run_injections
+from lensaudit.audit.card import BALAJI, PUBLISHED
 from lensaudit.audit.recovery import KernelModel, fit_scaler
 from lensaudit.constants import BANDS
+from lensaudit.injection.bank import read_catalogue
 from lensaudit.injection.controls import suppress_inner
 from lensaudit.injection.light import host_rows, read_psf
 from lensaudit.injection.population import draw_structure, load_prior
@@ -40,9 +43,11 @@ ADDED = {
     "sky_noise": ("sky noise added again", ENDS), "epl": ("EPL in place of SIE", ENDS),
     "multipoles": ("multipoles m = 3, 4", ENDS), "no_inner_images": ("inner images left out", ENDS),
     "psf_beta_2.5": ("Moffat beta 2.5", ENDS[1:]), "psf_beta_4.5": ("Moffat beta 4.5", ENDS[1:]),
-    "brick_psf": ("brick-average PSF", ENDS[1:]),
+    "brick_psf": ("brick-average PSF", ENDS[1:]), "bank": ("real galaxies as sources", ENDS),
 }  # fmt: skip
-RETRAINED = {"clip_20": "clip 20, retrained", "seeds": "training seed", "bank": "sources from a bank of real stamps"}
+RETRAINED = {"clip_20": "clip 20, retrained", "seeds": "training seed"}
+PAIR = {"completeness, flat average, 385 cells": "completeness", "recall, Tier A": "recall"}  # of the card
+BANK = "hst_cosmos_stamps"  # describes the catalogue of real galaxies under a data root
 # Slope: Auger+ 2010, ApJ 724, 511. Multipoles: a hundredth of theta_E, the size of isophotes' (an assumption).
 STRUCTURE = {"epl": {"slope": [2.078, 0.16]}, "multipoles": {"multipoles": [0.01, 0.01]}}
 # Seeing and depth are matched in every set; S/N as the truth table has it, so possible on the simulated sky only.
@@ -72,21 +77,42 @@ class Rung:
     is_end: bool = False
 
 
-def list_rungs():
-    """Return every set the ladder needs: both ends, each rung first-in and last-out, and the cumulative steps."""
+def find_bank(config):
+    """Return images of real galaxies to be sources, None where the configuration's data root has none.
+
+    Parameters
+    ----------
+    config : lensaudit.config.Config
+
+    Returns
+    -------
+    lensaudit.lensing.sources.ImageBank or None
+        The COSMOS galaxies of ``data_manifests/hst_cosmos_stamps.toml``: few, bright and with their telescope's PSF.
+    """
+    path = Path(config.data_root) / load_dataset(BANK)["files"][0]["path"]
+    return read_catalogue(path, unit="count/s").images if config.data_root and path.is_file() else None
+
+
+def list_rungs(bank=None):
+    """Return every set the ladder needs: both ends, each rung first-in and last-out, and the cumulative steps.
+
+    The rung of real galaxies is among them where there is a bank of them.
+    """
     whole, names = frozenset(PATH), list(PATH)
     out = [Rung(ENDS[0], is_end=True), Rung(ENDS[1], whole, is_end=True)]
     for name in names:
         out += [Rung(f"{name}/first", frozenset([name])), Rung(f"{name}/last", whole - {name})]
     out += [Rung(f"{name}/cumulative", frozenset(names[: k + 1])) for k, name in enumerate(names)]
     for name, (_, ends) in ADDED.items():
+        if name == "bank" and bank is None:
+            continue
         for end, kind, base in zip(ENDS, ("first", "last"), (frozenset(), whole), strict=True):
             if end in ends:
                 out.append(Rung(f"{name}/{kind}", base, name))
     return out
 
 
-def choose_light(rung, table, hosts, published):
+def choose_light(rung, table, hosts, published, bank=None):
     """Return the keywords of `injection.inject.inject` of one set.
 
     Parameters
@@ -95,6 +121,8 @@ def choose_light(rung, table, hosts, published):
     table, hosts : pandas.DataFrame
     published : dict
         The published prior, whose ``[light]`` holds its PSF.
+    bank : lensing.sources.ImageBank, optional
+        For the rung that needs one.
     """
     own = host_rows(table, hosts)
     light = {"psf_mode": "moffat", "psfsize": None, "noise": "arc_noise" in rung.fiducial}
@@ -107,26 +135,35 @@ def choose_light(rung, table, hosts, published):
         light["correlated"] = False
     elif rung.added == "sky_noise":
         light["sky_noise"] = True
+    elif rung.added == "bank":
+        light["bank"] = bank
     elif rung.added == "brick_psf":
         names = [f"psfsize_{b}" for b in BANDS]
         light["psfsize"] = hosts.groupby("brickname")[names].mean().loc[own["brickname"]].to_numpy()
     return light
 
 
-def add_structure(rung, table, seed):
-    """Return the table with what a rung adds to mass and light beside the ends' own."""
+def add_structure(rung, table, seed, bank=None):
+    """Return the table with what a rung adds to mass and light beside the ends' own.
+
+    A real galaxy takes the place of disc and clumps, with their flux, half-light radius and angle; magnification and
+    S/N stay those measured on the disc, so that it is weighted alike.
+    """
     if rung.added == "no_inner_images":
         return suppress_inner(table)
     if rung.added.startswith("psf_beta_"):
         return table.assign(psf_beta=float(rung.added.removeprefix("psf_beta_")))
+    ids = table["injection_id"].to_numpy()
+    if rung.added == "bank":
+        u = streams.draw_uniforms(seed, "injection/ladder/bank", ids, 1)[:, 0]
+        return table.assign(bank_index=(u * len(bank.half_light)).astype(int), n_clumps=0, clump_fraction=0.0)
     if rung.added not in STRUCTURE:
         return table
-    ids = table["injection_id"].to_numpy()
     prior = {"deflector": STRUCTURE[rung.added], "source": {}}
     return table.assign(**draw_structure(seed, "injection/ladder/structure", ids, 1, np.arange(len(ids)), table, prior))
 
 
-def run_ladder(hosts, boxes, detector, config, folder, rungs=None, draw=draw_rung):
+def run_ladder(hosts, boxes, detector, config, folder, rungs=None, draw=draw_rung, bank=None):
     """Draw, render and score every set of the ladder.
 
     Parameters
@@ -137,6 +174,8 @@ def run_ladder(hosts, boxes, detector, config, folder, rungs=None, draw=draw_run
         All of `list_rungs` by default.
     draw : callable
         In place of `injection.rungs.draw_rung`.
+    bank : lensing.sources.ImageBank, optional
+        From `find_bank`, for the rung of real galaxies.
 
     Returns
     -------
@@ -147,17 +186,17 @@ def run_ladder(hosts, boxes, detector, config, folder, rungs=None, draw=draw_run
     """
     priors, drawn, done, parts, n = tuple(load_prior(name) for name in ENDS), {}, {}, [], config.ladder.n_injections
     plan = plan_rungs(hosts, config.completeness, n * config.ladder.ends_factor, config.seed, priors[1])
-    rungs = list_rungs() if rungs is None else list(rungs)
+    rungs = list_rungs(bank) if rungs is None else list(rungs)
     for number, rung in enumerate(rungs):
         key = rung.fiducial & set(DRAWN), rung.is_end
         if key not in drawn:
             drawn[key] = draw(plan if rung.is_end else plan.head(n), hosts, key[0], priors, config, config.seed)
         if rung.is_end or (rung.fiducial, rung.added) not in done:
-            table = add_structure(rung, drawn[key], config.seed)
+            table = add_structure(rung, drawn[key], config.seed, bank)
             label = f"ladder {number + 1} of {len(rungs)}"
             block = -(-len(table) // 2) or 1  # two blocks, one for each core
             scored = run_injections(table, hosts, boxes, detector, config, folder, label, block_rows=block,
-                                    measure=False, **choose_light(rung, table, hosts, priors[0]))  # fmt: skip
+                                    measure=False, **choose_light(rung, table, hosts, priors[0], bank))  # fmt: skip
             kept = ["injection_id", "host_index", "brickname", "theta_E", "psfsize_r", "depth_r", "arc_snr_true", "mu",
                     "flat_weight", "population_weight", "logit"]  # fmt: skip
             paired = scored["injection_id"].isin(plan["injection_id"].head(n))
@@ -270,9 +309,10 @@ def tabulate_ladder(scored, lenses, thresholds, config, retrained=None):
     Returns
     -------
     pandas.DataFrame
-        kind: end, cumulative, observed (completeness, lower, upper); path, added, analysis, retrained (first_in and
+        kind: end, cumulative, observed (completeness, lower, upper); published (the pair that is asked about, as the
+        benchmark card quotes it); path, added, analysis, retrained (first_in and
         last_out with _lower and _upper, and the completeness of the changed set at either end). rung, label,
-        weighting, threshold_name, n, n_eff, status ("run", "not run", "too few"). Intervals are 95 per cent, bricks
+        weighting, threshold_name, n, n_eff, status ("run", "not run", "too few", "published"). Intervals are 95 per cent, bricks
         resampled, differences paired; Wilson for the observed recall.
     """
     sets, rows = Sets(scored, lenses, thresholds, config), []
@@ -284,6 +324,12 @@ def tabulate_ladder(scored, lenses, thresholds, config, retrained=None):
     own = () if retrained is None else tuple(retrained["rung"].unique())
     rows += [{"kind": "retrained", "rung": name, "label": label, "status": "not run"}
              for name, label in RETRAINED.items() if name not in own]  # fmt: skip
+    if not {"bank/first", "bank/last"} & set(sets.runs):
+        rows.append({"kind": "added", "rung": "bank", "label": f"{ADDED['bank'][0]} (no bank given)",
+                     "status": "not run"})  # fmt: skip
+    rows += [{"kind": "published", "rung": PAIR[statistic], "label": reference, "threshold_name": point,
+              "completeness": value, "status": "published"}
+             for statistic, point, reference, value, *_ in PUBLISHED if reference == BALAJI and statistic in PAIR]
     table = pd.DataFrame(rows)
     if retrained is not None and len(retrained):
         extra = retrained.assign(kind="retrained", label=retrained["rung"].map(RETRAINED), status="run")

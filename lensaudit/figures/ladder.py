@@ -3,6 +3,7 @@
 import numpy as np
 
 from lensaudit.figures.style import COLOURS, mark_simulated, new_figure
+from lensaudit.wording import POINTS
 
 KINDS = ("path", "added", "retrained")
 TITLES = {"flat": "flat grid average", "population": "survey's mix", "lenses": "weighted to the lenses",
@@ -11,7 +12,7 @@ MARKS = {"flat": ("s", COLOURS["grey"]), "population": ("D", COLOURS["green"]), 
          "lenses_snr": ("^", COLOURS["black"])}  # fmt: skip
 
 
-def plot_ladder(table, simulated=True, point=None, weightings=("flat", "lenses")):
+def plot_ladder(table, simulated=True, points=None, weightings=("flat", "lenses")):
     """Show what every rung changes first-in and last-out, and how completeness climbs, beside the observed recall.
 
     Parameters
@@ -19,10 +20,11 @@ def plot_ladder(table, simulated=True, point=None, weightings=("flat", "lenses")
     table : pandas.DataFrame
         From `audit.ladder.tabulate_ladder`.
     simulated : bool
-    point : str, optional
-        Operating point (threshold_name); the first in the table by default.
+    points : sequence of str, optional
+        Operating points (threshold_name), a row of panels each; the first in the table by default. Others than those
+        of the table are left out.
     weightings : sequence of str
-        One panel of differences each. The last panel shows every weighting in the table.
+        One panel of differences each. The last panel of a row shows every weighting in the table.
 
     Returns
     -------
@@ -30,37 +32,45 @@ def plot_ladder(table, simulated=True, point=None, weightings=("flat", "lenses")
 
     Notes
     -----
-    Rows of the path stand in the order of the cumulative steps in the last panel; below the line, rungs that neither
-    end has, added to either end; then what needs training, where it was run.
+    Rungs of the path stand in the order of the cumulative steps in the last panel; below the line, rungs that neither
+    end has, added to either end; then what needs training, where it was run. The published completeness and recall
+    stand as thin lines in the last panel, where there are such at this operating point.
     """
-    point = point or table["threshold_name"].dropna().iloc[0]
-    own = table[table["threshold_name"] == point]
-    rows = own[own["kind"].isin(KINDS)].drop_duplicates("rung").sort_values("kind", key=lambda k: k.map(KINDS.index),
-                                                                            kind="stable")  # fmt: skip
+    known = list(table["threshold_name"].dropna().unique())
+    points = [point for point in points or known[:1] if point in known]
+    rows = table[table["kind"].isin(KINDS) & table["threshold_name"].isin(points)].drop_duplicates("rung")
+    rows = rows.sort_values("kind", key=lambda k: k.map(KINDS.index), kind="stable")
     places = {name: k + 1 for k, name in enumerate(rows["rung"])}
-    fig, axes = new_figure("text", 0.95 + 0.17 * (len(rows) + 2), 1, len(weightings) + 1, sharey=True,
+    pitch = 0.17 if len(points) == 1 else 0.122
+    fig, axes = new_figure("text", 0.6 + len(points) * (0.35 + pitch * (len(rows) + 2)), len(points),
+                           len(weightings) + 1, sharey=True, squeeze=False,
                            gridspec_kw={"width_ratios": [1.0] * len(weightings) + [1.35]})  # fmt: skip
-    for axis, weighting in zip(axes, weightings, strict=False):
-        _draw_steps(axis, own[(own["weighting"] == weighting) & own["kind"].isin(KINDS)], places)
-        axis.set(xlabel="change of completeness", title=TITLES[weighting])
-    limit = max(abs(value) for axis in axes[:-1] for value in axis.get_xlim())
-    for axis in axes[:-1]:
+    for line, point in zip(axes, points, strict=True):
+        own = table[table["threshold_name"] == point]
+        for axis, weighting in zip(line, weightings, strict=False):
+            _draw_steps(axis, own[(own["weighting"] == weighting) & own["kind"].isin(KINDS)], places)
+            axis.set_title(f"{TITLES[weighting]}, {POINTS.get(point, point)}")
+        _draw_levels(line[-1], own, places)
+        line[-1].set_title(f"published to fiducial, {POINTS.get(point, point)}")
+    limit = max(abs(value) for axis in axes[:, :-1].flat for value in axis.get_xlim())
+    for axis in axes[:, :-1].flat:
         axis.set_xlim(-limit, limit)
-    _draw_levels(axes[-1], own, places)
-    last = int(rows["kind"].eq("path").sum()) + 1
-    for axis in axes:
-        axis.axhline(last - 0.5, color="0.5", lw=0.5)
-        axis.tick_params(axis="y", length=0)
+    for axis, text in zip(axes[-1], ["change of completeness"] * len(weightings) + ["completeness, steps added one by "
+                                                                                   "one"], strict=True):  # fmt: skip
+        axis.set_xlabel(text)
+    for axis in axes.flat:
+        axis.axhline(int(rows["kind"].eq("path").sum()) + 0.5, color="0.5", lw=0.5)
+        axis.tick_params(axis="y", length=0, labelsize=7 if len(points) == 1 else 6)
     missing = table.loc[table["status"] == "not run", "label"]
     if len(missing):
-        axes[-1].text(0.03, len(rows) + 0.4, "not run: " + ",\n".join(missing), fontsize=6, va="bottom",
-                      transform=axes[-1].get_yaxis_transform())  # fmt: skip
+        axes[0, -1].text(0.03, len(rows) + 0.4, "not run: " + ",\n".join(missing), fontsize=6, va="bottom",
+                         transform=axes[0, -1].get_yaxis_transform())  # fmt: skip
     names = {0: "published set-up", **dict(zip(places.values(), rows["label"], strict=True))}
-    axes[0].set(yticks=list(names), yticklabels=[name.replace("theta_E", r"$\theta_{\rm E}$").replace(
+    axes[0, 0].set(yticks=list(names), yticklabels=[name.replace("theta_E", r"$\theta_{\rm E}$").replace(
         "sigma", r"$\sigma_v$") for name in names.values()], ylim=(len(rows) + 0.6, -0.6))  # fmt: skip
-    handles = [h for axis in (axes[0], axes[-1]) for h in axis.get_legend_handles_labels()[0]]
-    labels = [t for axis in (axes[0], axes[-1]) for t in axis.get_legend_handles_labels()[1]]
-    fig.legend(handles, labels, loc="outside upper center", ncols=4)
+    found = [axis.get_legend_handles_labels() for axis in (axes[0, 0], *axes[:, -1])]
+    shown = {text: handle for handles, texts in found for handle, text in zip(handles, texts, strict=True)}
+    fig.legend(shown.values(), shown, loc="outside upper center", ncols=4)
     return mark_simulated(fig, simulated)
 
 
@@ -81,6 +91,9 @@ def _draw_levels(axis, own, places):
     for _, row in seen.iterrows():
         axis.axvspan(row["lower"], row["upper"], color=COLOURS["yellow"], alpha=0.35, lw=0)
         axis.axvline(row["completeness"], color=COLOURS["vermilion"], lw=0.9, label="recall of held-out lenses")
+    for _, row in own[own["kind"] == "published"].iterrows():
+        axis.axvline(row["completeness"], color="0.35", lw=0.6, ls=(0, (4, 2)) if row["rung"] == "recall" else ":",
+                     label=f"published {row['rung']}, {row['label'].partition(' (')[0]}")  # fmt: skip
     last = own.loc[own["kind"] == "path", "rung"].iloc[-1]  # its cumulative step is the other end
     levels = own[(own["kind"] == "end") | (own["kind"] == "cumulative") & (own["rung"] != last)]
     places = {**places, "published_2026": 0, "collett": places[last]}
@@ -92,7 +105,7 @@ def _draw_levels(axis, own, places):
         mark, colour = MARKS[weighting]
         axis.errorbar(value, where, xerr=errors, fmt=mark + "-", ms=2.6, lw=0.6, color=colour, elinewidth=0.7,
                       capsize=0, label=TITLES[weighting])  # fmt: skip
-    axis.set(xlim=(0, None), xlabel="completeness, steps added one by one", title="from published to fiducial")
+    axis.set_xlim(0, None)
 
 
 STEPS = {"measured": "measured covariates", "true S/N": "true arc S/N", "source colours": "+ source colours",

@@ -10,12 +10,12 @@ from astropy.modeling.models import Gaussian2D
 from scipy.stats import ttest_rel
 
 from lensaudit import photometry
-from lensaudit.artifacts import UserError
+from lensaudit.artifacts import UserError, load_dataset
 from lensaudit.audit import campaign, ladder
 from lensaudit.config import CompletenessConfig, Config, InjectionConfig, LadderConfig
 from lensaudit.constants import BANDS, PIXEL_SCALE
 from lensaudit.figures.ladder import plot_ladder
-from lensaudit.injection import inject, rungs
+from lensaudit.injection import bank, inject, rungs
 from lensaudit.injection import light as light_module
 from lensaudit.injection.noise import list_gains
 from lensaudit.injection.population import load_prior, theta_to_sigma
@@ -266,20 +266,27 @@ def test_lens_weights_find_a_completeness_that_depends_on_the_radius():
     few = ladder.tabulate_ladder(scored, lenses, {"a": 0.0}, dataclasses.replace(CONFIG, ladder=LadderConfig(
         n_bootstrap=20, min_n_eff=1e6)))  # fmt: skip
     assert few[few["rung"] == "collett"]["completeness"].isna().all()
-    assert set(few["status"]) == {"too few", "not run", "run"}
+    assert set(few["status"]) == {"too few", "not run", "run", "published"}
 
 
 def test_what_was_not_run_says_so_and_an_end_that_lacks_is_refused():
     scored = make_scored(lambda fiducial, u: u - 0.5)
     table = ladder.tabulate_ladder(scored, make_lenses(), POINTS, CONFIG)
-    assert set(table.loc[table["status"] == "not run", "rung"]) == set(ladder.RETRAINED)
+    assert set(table.loc[table["status"] == "not run", "rung"]) == {*ladder.RETRAINED, "bank"}
     known = pd.DataFrame({"rung": ["clip_20"], "weighting": "flat", "threshold_name": "score 0.3", "first_in": 0.02,
                           "first_in_lower": -0.01, "first_in_upper": 0.05})  # fmt: skip
     table = ladder.tabulate_ladder(scored, make_lenses(), POINTS, CONFIG, known)
     assert set(table.loc[table["status"] == "not run", "rung"]) == {"seeds", "bank"}
-    fig = plot_ladder(table)
+    fig = plot_ladder(table, points=("score 0.3", "fpr_1e-2", "fpr_1e-4"))  # nobody set a threshold at the last
+    assert len(fig.axes) == 6
     texts = [label.get_text() for label in fig.axes[0].get_yticklabels()]
     assert texts[0] == "published set-up" and "source colours" in texts and "clip 20, retrained" in texts
+    assert "real galaxies as sources (no bank given)" in fig.axes[2].texts[0].get_text()
+    published = table[table["kind"] == "published"].set_index(["rung", "threshold_name"])["completeness"]
+    assert (published["completeness", "score_0.3"], published["recall", "score_0.3"]) == (0.0518, 0.893)
+    fig = plot_ladder(table.replace({"threshold_name": {"score 0.3": "score_0.3"}}))
+    lines = {line.get_label(): line.get_xdata()[0] for line in fig.axes[2].lines}
+    assert lines["published completeness, Balaji & Johnson 2026"] == 0.0518
     with pytest.raises(UserError, match="collett"):
         ladder.tabulate_ladder(scored[scored["run"] != "collett"], make_lenses(), POINTS, CONFIG)
 
@@ -288,8 +295,12 @@ def test_a_run_of_every_kind_of_set(hosts, tmp_path):
     config = dataclasses.replace(CONFIG, ladder=LadderConfig(n_injections=6, ends_factor=2))
     boxes = np.random.default_rng(0).normal(size=(N_HOSTS, 3, 65, 65)).astype(np.float32)
     names = (*ladder.ENDS, *(f"{name}/last" for name in (*ladder.ADDED, "psf_shape", "psf_band", "arc_noise")))
-    wanted = [rung for rung in ladder.list_rungs() if rung.name in names]
-    scored = ladder.run_ladder(hosts, boxes, Detector(), config, tmp_path, wanted)
+    y, x = np.mgrid[:61, :61] - 30.0
+    real = bank.make_bank([np.exp(-np.hypot(x / 8, y / 4)), np.exp(-np.hypot(x, y - x / 2) / 5)], ["count/s"] * 2,
+                          [0.03] * 2).images  # fmt: skip
+    wanted = [rung for rung in ladder.list_rungs(real) if rung.name in names]
+    assert not any(rung.added == "bank" for rung in ladder.list_rungs())
+    scored = ladder.run_ladder(hosts, boxes, Detector(), config, tmp_path, wanted, bank=real)
     whole = scored[scored["run"].str.endswith("/whole")]
     scored = scored.drop(whole.index)
     assert set(scored["run"]) == set(names)
@@ -300,9 +311,37 @@ def test_a_run_of_every_kind_of_set(hosts, tmp_path):
     logits = scored.pivot(index="injection_id", columns="run", values="logit")
     fiducial = logits.pop("collett").dropna()
     assert all((logits[name].loc[fiducial.index] != fiducial).any() for name in logits)
-    again = ladder.run_ladder(hosts, boxes, Detector(), config, tmp_path, wanted[::-1])
+    again = ladder.run_ladder(hosts, boxes, Detector(), config, tmp_path, wanted[::-1], bank=real)
     both = (t.sort_values(["run", "injection_id"], ignore_index=True) for t in (pd.concat([scored, whole]), again))
     pd.testing.assert_frame_equal(*both)
+
+
+def test_a_real_galaxy_keeps_the_flux_of_the_disc_it_replaces(hosts, plan):
+    """Without a lens: one plain disc as the image of itself gives the same light, and any image the same sum."""
+    table = draw(plan.head(4), hosts).assign(theta_E=0.0, gamma1=0.0, gamma2=0.0, source_x=0.0, source_y=0.0,
+                                             source_R=0.4, source_n=1.0, source_q=1.0, mag_source_r=20.0)  # fmt: skip
+    y, x = np.mgrid[:201, :201] - 100.0
+    disc, two = np.exp(-np.hypot(x, y) / 9), np.exp(-np.hypot(x - 9, y) / 7) + np.exp(-np.hypot(x + 9, y) / 7)
+    images = bank.make_bank([disc, two], ["count/s"] * 2, [0.03] * 2, resolution=15.0).images
+    rung = ladder.Rung("bank/first", added="bank")
+    filled = ladder.add_structure(rung, table, CONFIG.seed, images)
+    assert set(filled["bank_index"]) <= {0, 1} and ladder.choose_light(rung, table, hosts, PRIORS[0], images)["bank"]
+    plain, _ = inject.render_table(table, hosts, CONFIG, 1)
+    same, _ = inject.render_table(filled.assign(bank_index=0), hosts, CONFIG, 1, bank=images)
+    other, _ = inject.render_table(filled.assign(bank_index=1), hosts, CONFIG, 1, bank=images)
+    assert np.abs(same - plain)[:, 1].max() < 0.02 * plain[:, 1].max()
+    assert np.allclose(other.sum(axis=(2, 3)), plain.sum(axis=(2, 3)), rtol=0.02)
+    assert np.abs(other - plain)[:, 1].max() > 0.05 * plain[:, 1].max()
+
+
+def test_a_bank_is_found_under_the_data_root_or_not_at_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(ladder, "read_catalogue", lambda path, unit: type("Bank", (), {"images": (path, unit)}))
+    config = dataclasses.replace(CONFIG, data_root=str(tmp_path))
+    assert ladder.find_bank(CONFIG) is None and ladder.find_bank(config) is None
+    path = tmp_path / load_dataset("hst_cosmos_stamps")["files"][0]["path"]
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert ladder.find_bank(config) == (path, "count/s")
 
 
 def test_retrained_rungs_are_paired_by_seed(root):
