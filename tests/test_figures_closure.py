@@ -1,4 +1,5 @@
-"""Closure's figure: every row in its panel and in words, red where it does not close, drawn when nothing can be."""
+"""Closure's figure: every row in its panel and in words, red where it does not close, drawn when nothing can be; and
+what the maps carry."""
 
 import numpy as np
 import pandas as pd
@@ -6,7 +7,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from lensaudit.audit import verdict
-from lensaudit.figures.completeness import plot_closure
+from lensaudit.figures.completeness import plot_closure, plot_maps, plot_slices, plot_zlens
 from lensaudit.figures.style import COLOURS
 from lensaudit.wording import name_closure_row
 
@@ -49,3 +50,13 @@ def test_nothing_to_draw_is_said():
 @pytest.mark.parametrize("key", ["calibrated", "faint / calibrated"])
 def test_the_row_has_one_name(key):
     assert "selection inferred" in name_closure_row(key) and "calibrated" not in name_closure_row(key)
+
+
+def test_maps_carry_what_is_known_of_their_injections():
+    axes = {"theta_E": [1.0, 1.5], "seeing": [1.0, 1.2], "depth": [23.0, 24.0]}
+    cells = pd.MultiIndex.from_product(axes.values(), names=axes).to_frame(index=False).assign(
+        threshold_name="fpr_1e-2", completeness=0.2, lower=0.1, upper=0.3, sufficient=True, weighting="flat")  # fmt: skip
+    for figure in (plot_maps(cells, "fpr_1e-2", False, "realism: NO-GO"),
+                   plot_slices({axis: cells for axis in axes}, False, "realism: NO-GO"),
+                   plot_zlens(cells.rename(columns={"depth": "z_lens"}), "fpr_1e-2", False, "realism: NO-GO")):  # fmt: skip
+        assert [text.get_text() for text in figure.texts] == ["realism: NO-GO"]

@@ -14,6 +14,7 @@ import pytest
 from lensaudit.artifacts import Stage
 from lensaudit.config import load_config
 from lensaudit.figures import schematic, style
+from lensaudit.selection import note_realism
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,6 +42,22 @@ def test_mark_does_not_cover_the_axes():
     figure.draw_without_rendering()
     mark = next(t for t in figure.texts if "simulated" in t.get_text())
     assert mark.get_window_extent().y1 <= axis.get_tightbbox().y0 + 1
+
+
+@pytest.mark.parametrize("width", ["column", "text"])
+def test_what_is_known_of_a_map_is_printed_inside_the_figure(width):
+    band = {"outcome": "NO-GO", "reason": "width 0.3"}
+    for realism, prior_band, colour in (({"outcome": "inconclusive"}, None, "black"),
+                                        ({"outcome": "GO", "panel": "NO-GO"}, {"outcome": "GO"}, "black"),
+                                        ({"outcome": "inconclusive"}, band, "vermilion"),
+                                        ({"outcome": "NO-GO", "no_go": ["colour"]}, None, "vermilion")):  # fmt: skip
+        figure, _ = style.new_figure(width, 2.4)
+        style.mark_simulated(figure, True, note_realism(realism, prior_band))
+        figure.draw_without_rendering()
+        mark = next(t for t in figure.texts if "realism" in t.get_text())
+        assert f"realism: {realism['outcome']}; panel: {realism.get('panel', 'not graded')}" in mark.get_text()
+        assert ("not validated" in mark.get_text()) is (colour == "vermilion") and "simulated sky" in mark.get_text()
+        assert mark.get_color() == style.COLOURS[colour] and mark.get_window_extent().x0 >= 0
 
 
 def test_palette_is_distinguishable_without_red_and_green():

@@ -8,7 +8,7 @@ from lensaudit.figures.style import COLOURS, SEQUENTIAL, label, mark_simulated, 
 from lensaudit.wording import CLOSURE_PARTS, POINTS, name_closure_row
 
 
-def plot_maps(cells, threshold_name, simulated=True):
+def plot_maps(cells, threshold_name, simulated=True, verdict=""):
     """Map completeness over seeing and depth, one panel per Einstein radius; cells without support are hatched.
 
     Parameters
@@ -17,6 +17,8 @@ def plot_maps(cells, threshold_name, simulated=True):
         From `completeness.count_cells`.
     threshold_name : str
     simulated : bool
+    verdict : str
+        From `selection.card.note_realism`, printed below.
 
     Returns
     -------
@@ -52,7 +54,7 @@ def plot_maps(cells, threshold_name, simulated=True):
     bar.set_label(f"completeness at {name_point(threshold_name)}")
     legend = Rectangle((0, 0), 1, 1, facecolor="0.9", edgecolor="0.55", hatch="/////", linewidth=0)
     place.legend([legend], ["insufficient"], loc="lower center")
-    return mark_simulated(fig, simulated)
+    return mark_simulated(fig, simulated, verdict)
 
 
 def _edges(centres):
@@ -65,7 +67,7 @@ def name_point(threshold_name):
     return POINTS.get(threshold_name, threshold_name.replace("_", " "))
 
 
-def plot_slices(marginals, simulated=True):
+def plot_slices(marginals, simulated=True, verdict=""):
     """Show completeness along each axis, averaged over the others, footprint-weighted against flat.
 
     Parameters
@@ -73,6 +75,8 @@ def plot_slices(marginals, simulated=True):
     marginals : dict of axis -> pandas.DataFrame
         From `completeness.average_cells`, several weightings and thresholds.
     simulated : bool
+    verdict : str
+        From `selection.card.note_realism`, printed below.
     """
     fig, axes = new_figure("text", 2.6, 1, len(marginals), sharey=True)
     colours = [COLOURS[name] for name in ("blue", "vermilion", "green", "purple")]
@@ -89,10 +93,10 @@ def plot_slices(marginals, simulated=True):
         axis.set(xlabel=label(name), ylim=(0, None))
     np.atleast_1d(axes)[0].set_ylabel(label("completeness"))
     fig.legend(*np.atleast_1d(axes)[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
-    return mark_simulated(fig, simulated)
+    return mark_simulated(fig, simulated, verdict)
 
 
-def plot_zlens(curve, threshold_name, simulated=True):
+def plot_zlens(curve, threshold_name, simulated=True, verdict=""):
     """Show C(theta_E) in bins of lens redshift, with 95 % intervals.
 
     Parameters
@@ -101,6 +105,8 @@ def plot_zlens(curve, threshold_name, simulated=True):
         From `completeness.tabulate_bins` over theta_E and z_lens.
     threshold_name : str
     simulated : bool
+    verdict : str
+        From `selection.card.note_realism`, printed below.
     """
     fig, axis = new_figure("column", 2.6)
     own = curve[curve["threshold_name"] == threshold_name]
@@ -112,7 +118,7 @@ def plot_zlens(curve, threshold_name, simulated=True):
         axis.fill_between(part["theta_E"], part["lower"], part["upper"], color=COLOURS[colour], alpha=0.15, linewidth=0)
     axis.set(xlabel=label("theta_E"), ylabel=f"completeness at {name_point(threshold_name)}", ylim=(0, None))
     fig.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=4, columnspacing=1.0)
-    return mark_simulated(fig, simulated)
+    return mark_simulated(fig, simulated, verdict)
 
 
 def plot_gates(gates, simulated=True):

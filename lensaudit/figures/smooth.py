@@ -6,7 +6,7 @@ from lensaudit.figures.completeness import name_point
 from lensaudit.figures.style import COLOURS, label, mark_simulated, new_figure
 
 
-def plot_smooth(cells, calibration, threshold_name, simulated=True):
+def plot_smooth(cells, calibration, threshold_name, simulated=True, verdict=""):
     """Show the smooth model along theta_E beside the raw cells at three depths and seeings, and its calibration.
 
     Parameters
@@ -15,6 +15,8 @@ def plot_smooth(cells, calibration, threshold_name, simulated=True):
         "cells" and "calibration" of `smooth_checks.audit_smooth`.
     threshold_name : str
     simulated : bool
+    verdict : str
+        From `selection.card.note_realism`, printed below.
 
     Returns
     -------
@@ -44,7 +46,7 @@ def plot_smooth(cells, calibration, threshold_name, simulated=True):
     error = np.clip([bins["observed"] - bins["observed_lower"], bins["observed_upper"] - bins["observed"]], 0, None)
     axes[3].errorbar(bins["predicted"], bins["observed"], error, fmt="o", ms=3, lw=0.8, color=COLOURS["black"])
     axes[3].set(xlim=(0, limit), ylim=(0, limit), xlabel="predicted", ylabel="recovered, held-out", title="calibration")
-    return mark_simulated(fig, simulated)
+    return mark_simulated(fig, simulated, verdict)
 
 
 def _spread(values):

@@ -92,13 +92,25 @@ def new_figure(width="column", height=2.6, nrows=1, ncols=1, **kw):
     return fig, fig.subplots(nrows, ncols, **kw)
 
 
-def mark_simulated(fig, simulated=True):
-    """Print "simulated sky" in the lower right corner of a figure that shows simulated data.
+def mark_simulated(fig, simulated=True, verdict=""):
+    """Print "simulated sky" in the lower right corner of a figure that shows simulated data, and a map's verdict.
 
     The note takes a line of its own below the panels (constrained layout keeps it free). Call it once, last.
+
+    Parameters
+    ----------
+    fig : matplotlib.figure.Figure
+    simulated : bool
+    verdict : str
+        What is known of the injections behind a map, from `selection.card.note_realism`; printed red where they are
+        not validated.
     """
-    if simulated:
-        fig.supxlabel("simulated sky", x=0.995, ha="right", fontsize=5.5, color=COLOURS["grey"], style="italic")
+    texts = [text for text in (verdict, "simulated sky" if simulated else "") if text]
+    colour = "vermilion" if verdict.startswith("not validated") else "black" if verdict else "grey"
+    if texts:
+        joint = "; " if fig.get_figwidth() > WIDTHS["column"] else "\n"
+        fig.supxlabel(joint.join(texts), x=0.995, ha="right", fontsize=6.5 if verdict else 5.5, color=COLOURS[colour],
+                      style="italic")  # fmt: skip
     return fig
 
 

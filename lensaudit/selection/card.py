@@ -53,7 +53,14 @@ def describe_closure(block):
 def describe_realism(realism):
     """Return the realism outcome as a sentence."""
     failed = ", ".join(realism.get("no_go") or realism.get("inconclusive") or [])
-    return f"realism: {realism['outcome']}{f' ({failed})' if failed else ''}; panel {realism.get('panel', 'unknown')}"
+    return f"realism: {realism['outcome']}{f' ({failed})' if failed else ''}; panel: {realism.get('panel', 'not graded')}"
+
+
+def note_realism(realism, prior_band=None):
+    """Return what is printed on a map: not validated where a gate says NO-GO, then realism, panel, band over priors."""
+    parts = ["not validated"] if list_blocks(realism, prior_band) else []
+    parts += [f"realism: {realism['outcome']}", f"panel: {realism.get('panel', 'not graded')}"]
+    return "; ".join(parts + ([f"band over priors: {prior_band['outcome']}"] if prior_band else []))
 
 
 def list_blocks(realism, prior_band=None):

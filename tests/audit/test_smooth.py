@@ -156,7 +156,8 @@ def test_the_model_stands_beside_the_cells_and_does_not_extrapolate(judged):
     out = smooth_checks.tabulate_cells(model, some, counted, GRID, 1, n_draws=20)
     assert list(np.flatnonzero(out["smooth"].isna())) == [7] and out.loc[7, "n"] == 0
     assert np.array_equal(out["completeness"], counted["completeness"], equal_nan=True)
-    figure = plot_smooth(cells, found["calibration"], "t")
+    figure = plot_smooth(cells, found["calibration"], "t", verdict="realism: inconclusive")
+    assert any("realism: inconclusive" in text.get_text() for text in figure.texts)
     assert len(figure.axes) == 4
 
 
