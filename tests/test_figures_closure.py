@@ -37,8 +37,22 @@ def test_rows_stand_in_their_panels_and_failures_are_red():
     shapes = [t.get_text() for t in axes[2].get_legend().get_texts()]
     assert shapes == ["conditional", "selection inferred", "twins"]
     assert [t.get_text() for t in axes[2].texts] == ["cannot be computed"] * 2
+    assert axes[3].get_legend() is None
     points = {line.get_xdata()[0]: to_hex(line.get_color()) for line in axes[0].lines if line.get_marker() in "os"}
     assert points[0.2].upper() == COLOURS["vermilion"] and points[0.4] == "#000000"
+
+
+def test_tertiles_of_the_companion_are_open():
+    numbers = {"predicted": [0.2, 0.3], "recall": [0.3, 0.4], "predicted_lower": 0.1, "predicted_upper": 0.5,
+               "recall_lower": 0.2, "recall_upper": 0.5, "axis": ["theta_E", "depth"]}  # fmt: skip
+    audited = pd.DataFrame(numbers)
+    both = pd.concat([audited.assign(detector="audited"), (audited.assign(predicted=0.7, detector="companion"))])
+    axis = plot_closure(verdict.tabulate_closure(make_closure()), both).axes[3]
+    fills = {(x, to_hex(line.get_markerfacecolor()) == "#ffffff") for line in axis.lines for x in line.get_xdata()
+             if line.get_marker() in ("o", "s")}  # fmt: skip
+    assert fills == {(0.2, False), (0.3, False), (0.7, True)}
+    texts = [t.get_text() for t in axis.get_legend().get_texts()]
+    assert len(texts) == 3 and "open: companion" in texts
 
 
 def test_nothing_to_draw_is_said():

@@ -4,6 +4,53 @@ import numpy as np
 import pandas as pd
 
 from lensaudit import stats
+from lensaudit.audit.detectability import fit_gate
+from lensaudit.audit.thresholds import parent_weights
+
+GATE_FPRS = (0.003, 0.01, 0.03, 0.05, 0.1, 0.2, 0.3)
+
+
+def set_gates(negatives, min_exceedances):
+    """Threshold gate D at several false-positive rates on the same negatives.
+
+    Parameters
+    ----------
+    negatives : pandas.DataFrame
+        N1 validation negatives with detectability and the columns of `thresholds.parent_weights`.
+    min_exceedances : int
+        See `detectability.fit_gate`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per rate of `GATE_FPRS`: fpr, threshold, n_negatives, n_exceedances, status.
+    """
+    weights = parent_weights(negatives)
+    return pd.DataFrame([fit_gate(negatives["detectability"], fpr, weights, min_exceedances) for fpr in GATE_FPRS])
+
+
+def trace_gates(populations, gates, threshold):
+    """Cross D and M of several populations with the gate at one false-positive rate after the other, the model fixed.
+
+    Parameters
+    ----------
+    populations : dict of name -> pandas.DataFrame
+        See `compare_gates`.
+    gates : pandas.DataFrame
+        From `set_gates`; rates with too few negatives are left out.
+    threshold : float
+        On the logit.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As `tabulate_gates`, axis "gate_fpr", both edges the gate's rate. Intervals are those of lenses and injections;
+        what the negatives leave open of the gate's threshold is not in them.
+    """
+    rows = [tabulate_gates(table, gate.threshold, threshold, None, name)
+            .assign(axis="gate_fpr", lower_edge=gate.fpr, upper_edge=gate.fpr)
+            for gate in gates[gates["status"] == "reported"].itertuples() for name, table in populations.items()]
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
 
 
 def compare_gates(populations, gate_threshold, threshold, conditions):

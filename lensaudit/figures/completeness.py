@@ -127,14 +127,15 @@ def plot_gates(gates, simulated=True):
     Parameters
     ----------
     gates : pandas.DataFrame
-        From `two_gates.compare_gates`, rows of several axes and the populations "lenses" and "injections".
+        From `two_gates.compare_gates`, rows of several axes and the populations "lenses" and "injections", and from
+        `two_gates.trace_gates`, shown in the last panel.
     simulated : bool
     """
     axes_names = [name for name in ("theta_E", "psfsize_r", "depth_r", "arc_snr_true") if name in set(gates["axis"])]
-    fig, axes = new_figure("text", 2.5, 1, max(len(axes_names), 1), sharey=True)
+    fig, axes = new_figure("text", 4.2, 2, 3, sharey=True)
     styles = (("p_d", "blue", "seen by gate D: P(D)"), ("p_m_d", "green", "found of these: P(M$|$D)"),
               ("p_m_nd", "vermilion", "found of the rest: P(M$|$not D)"))  # fmt: skip
-    for axis, name in zip(np.atleast_1d(axes), axes_names, strict=False):
+    for axis, name in zip(axes.flat, axes_names, strict=False):
         part = gates[gates["axis"] == name]
         span = part["upper_edge"].max() - part["lower_edge"].min()
         for population, marker, fill, shift in (("injections", "s", "none", -0.05), ("lenses", "o", None, 0.01)):
@@ -145,11 +146,31 @@ def plot_gates(gates, simulated=True):
                               mfc=fill, color=COLOURS[colour], ms=3.5, lw=0.8,
                               label=f"{text}, {population}")  # fmt: skip
         axis.set(xlabel=label({"psfsize_r": "seeing"}.get(name, name)), ylim=(-0.02, 1.02))
-    np.atleast_1d(axes)[0].set_ylabel("fraction")
-    handles, texts = np.atleast_1d(axes)[0].get_legend_handles_labels()
-    order = [i for pair in zip(range(3), range(3, len(handles)), strict=False) for i in pair]  # filled by columns
-    fig.legend([handles[i] for i in order], [texts[i] for i in order], loc="outside upper center", ncols=3, fontsize=6)
+    for axis in list(axes.flat)[len(axes_names) :]:
+        axis.axis("off")
+    _draw_gate_rates(axes[1, 1], gates[gates["axis"] == "gate_fpr"])
+    for axis in axes[:, 0]:
+        axis.set_ylabel("fraction")
+    for axis, place, title in ((axes[0, 0], "upper left", "by condition"), (axes[1, 1], "lower left", "by gate's rate")):
+        first = axes[1, 2].get_legend()
+        axes[1, 2].legend(*axis.get_legend_handles_labels(), loc=place, fontsize=6, borderaxespad=0.0, title=title,
+                          title_fontsize=6, alignment="left")  # fmt: skip
+        if first:  # the axes forget it otherwise
+            axes[1, 2].add_artist(first)
     return mark_simulated(fig, simulated)
+
+
+def _draw_gate_rates(axis, table):
+    """Draw what gate D sees, and which share of the misses it does not see, against its false-positive rate."""
+    if not len(table):
+        return
+    axis.axis("on")
+    for column, colour, text in (("p_d", "blue", "P(D)"), ("missed_invisible", "purple", "not seen, of the missed")):
+        for population, marker, fill in (("injections", "s", "white"), ("lenses", "o", None)):
+            own = table[table["population"] == population].sort_values("lower_edge")
+            axis.errorbar(own["lower_edge"], own[column], _bars(own, column), fmt=marker + "-", mfc=fill, ms=3, lw=0.8,
+                          color=COLOURS[colour], label=f"{text}, {population}")  # fmt: skip
+    axis.set(xscale="log", xlabel="false positive rate of gate D", ylim=(-0.02, 1.02))
 
 
 def plot_closure(table, tertiles, simulated=True):
@@ -160,7 +181,7 @@ def plot_closure(table, tertiles, simulated=True):
     table : pandas.DataFrame
         From `verdict.tabulate_closure`, of one or two detectors.
     tertiles : pandas.DataFrame
-        From `verdict.tabulate_tertiles`.
+        From `verdict.tabulate_tertiles`; a column detector names "audited" (filled) and "companion" (open).
     simulated : bool
 
     Returns
@@ -237,11 +258,15 @@ def _draw_rows(axis, table, kinds, parts, markers):
 def _draw_tertiles(axis, tertiles, point):
     colours = {"theta_E": "blue", "seeing": "orange", "depth": "green"}
     axis.plot([0, 1], [0, 1], color="0.6", lw=0.8)
-    for name, part in tertiles.groupby("axis") if len(tertiles) else ():
-        axis.errorbar(part["predicted"], part["recall"], _bars(part, "recall"), _bars(part, "predicted"), fmt="o",
-                      ms=3, lw=0.7, color=COLOURS[colours[name]],
-                      label=f"tertiles of {label(name).partition(' [')[0]}")  # fmt: skip
-    axis.set(title=f"closure set, audited detector at {point}", xlabel="predicted recall", ylabel="observed recall",
+    tertiles = tertiles if "detector" in tertiles else tertiles.assign(detector="audited")
+    for (detector, name), part in tertiles.groupby(["detector", "axis"]) if len(tertiles) else ():
+        own = detector == "audited"
+        axis.errorbar(part["predicted"], part["recall"], _bars(part, "recall"), _bars(part, "predicted"),
+                      fmt="o" if own else "s", mfc=None if own else "white", ms=3, lw=0.7, color=COLOURS[colours[name]],
+                      label=f"tertiles of {label(name).partition(' [')[0]}" if own else None)  # fmt: skip
+    if (tertiles["detector"] == "companion").any():
+        axis.plot([], [], "s", mfc="white", ms=3, color="0.3", label="open: companion")
+    axis.set(title=f"closure set at {point}", xlabel="predicted recall", ylabel="observed recall",
              xlim=(0, 1), ylim=(0, 1), aspect="equal")  # fmt: skip
     if len(tertiles):
         axis.legend(loc="lower right", fontsize=6)

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pandas as pd
+from scipy import stats as sps
 
 from lensaudit import stats
 from lensaudit.audit import two_gates
+from lensaudit.figures.completeness import plot_gates
 
 
 def make_table(repeats):
@@ -31,3 +33,24 @@ def test_rows_of_their_own_keep_the_plain_interval_and_an_empty_bin_is_empty():
     assert np.allclose([row["p_d_lower"], row["p_d_upper"]], plain)
     bins = two_gates.tabulate_gates(table, 0.6, 0.3, {"detectability": (0.0, 1.0, 2.0)})
     assert list(bins["n"]) == [len(table), 0] and np.isnan(bins["recall"].iloc[1])
+
+
+def test_the_gate_is_traced_over_its_rate_with_the_model_fixed():
+    """Detectability N(0, 1) of negatives and N(1, 1) of arcs, independent of the model: P(D) = Q(Q^-1(f) - 1)."""
+    generator = np.random.default_rng(1)
+    negatives = pd.DataFrame({"detectability": generator.normal(size=20_000), "label": 0, "pool": "N1",
+                              "inclusion_probability": 0.5})  # fmt: skip
+    gates = two_gates.set_gates(negatives, 100)
+    assert gates["fpr"].tolist() == list(two_gates.GATE_FPRS) and (gates["status"] == "too few negatives").sum() == 1
+    arcs = pd.DataFrame({"detectability": generator.normal(1, 1, 5000), "logit": generator.normal(size=5000)})
+    table = two_gates.trace_gates({"injections": arcs, "lenses": arcs.head(60)}, gates, 0.5)
+    own = table[table["population"] == "injections"].set_index("lower_edge")
+    expected = sps.norm.sf(sps.norm.isf(own.index) - 1)
+    assert len(own) == len(gates) - 1 and own["recall"].nunique() == 1
+    assert np.abs(own["p_d"] - expected).max() < 0.035  # 4 sigma: of 5000 arcs, and of a threshold set on 20,000
+    assert np.abs(own["missed_invisible"] - (1 - expected)).max() < 0.04
+    axes = plot_gates(table).axes
+    drawn = [line for line in axes[4].lines if len(line.get_xdata()) == len(own)]
+    assert any(np.allclose(line.get_ydata(), own["p_d"]) for line in drawn) and axes[4].get_xscale() == "log"
+    none = two_gates.set_gates(negatives.head(20), 100)
+    assert two_gates.trace_gates({"lenses": arcs}, none, 0.5).empty
