@@ -52,8 +52,9 @@ def describe_closure(block):
 
 def describe_realism(realism):
     """Return the realism outcome as a sentence."""
-    failed = ", ".join(realism.get("no_go") or realism.get("inconclusive") or [])
-    return f"realism: {realism['outcome']}{f' ({failed})' if failed else ''}; panel: {realism.get('panel', 'not graded')}"
+    checks = ", ".join(realism.get("no_go") or realism.get("inconclusive") or [])
+    panel = f"panel: {realism.get('panel', 'not graded')}"
+    return f"realism: {realism['outcome']}{f' ({checks})' if checks else ''}; {panel}"
 
 
 def note_realism(realism, prior_band=None):
@@ -107,8 +108,10 @@ def write_card(description, cells):
              _table(("axis", "centres", "unit"), [(axis, f"{c[0]:g} to {c[-1]:g}, {len(c)} bins", d["units"][axis])
                                                   for axis, c in d["axes"].items()]),
              "## Operating points", _list_points(d, cells),
-             f"Intervals: {d['interval']}. They carry the number of injections, galaxies and bricks; not the error of "
-             "the threshold, of the prior, or of another training of the finder.",
+             f"Intervals: {d['interval']}. `query` gives those of counting (injections, galaxies and bricks); with "
+             + ("`threshold_error=True` those with the error of the threshold, which all cells share"
+                if "lower_total" in cells else "the error of the threshold they are not in this product")
+             + ". None holds the error of the prior or of another training of the finder.",
              "## Files", _table(("file", "holds"), [(f, t) for f, t in FILES.items()
                                                      if f in d["files"] or not f.endswith(".parquet")]),
              "## Made from", _table(("part", "sha256"), sorted({**d["hashes"], **d["files"]}.items()))]  # fmt: skip

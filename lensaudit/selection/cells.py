@@ -22,7 +22,8 @@ class Cells:
     axes : dict of axis -> ndarray
         Centres, of any of theta_E [arcsec], seeing [arcsec], depth [mag].
     table : pandas.DataFrame
-        Row-major over the axes: p, alpha and beta of its Beta distribution (NaN where p is exact), sufficient, reason.
+        Row-major over the axes: p, alpha and beta of its Beta distribution (NaN where p is exact), sufficient, reason;
+        sigma_threshold where the error of the operating point is known.
     key : str
         Names the random stream: cells of one key draw the same numbers wherever they enter.
     """
@@ -70,10 +71,12 @@ class Cells:
         outside[unknown] = 1
         return number, np.where(outside > 0, outside, self.reason_of[number])
 
-    def draw(self, numbers, n=N_DRAWS, seed=0):
+    def draw(self, numbers, n=N_DRAWS, seed=0, threshold_error=False):
         """Return `n` draws of the probability of each cell of `numbers`, ndarray of shape (n, len(numbers)).
 
-        A cell's draws do not depend on which others are drawn; cells without a number give NaN.
+        A cell's draws do not depend on which others are drawn; cells without a number give NaN. With `threshold_error`
+        all cells move together, by sigma_threshold times one normal deviate per draw: a higher threshold finds less
+        everywhere. (The stored bounds of a cell know the distribution itself, of which these keep the width.)
         """
         out = np.empty((n, len(numbers)))
         p, alpha, beta = (self.table[c].to_numpy(dtype=float) for c in ("p", "alpha", "beta"))
@@ -83,17 +86,24 @@ class Cells:
                 out[:, column] = generator.beta(alpha[number], beta[number], n)
             else:
                 out[:, column] = p[number]
+        if threshold_error and "sigma_threshold" in self.table:
+            moved = streams.make_stream(seed, f"selection/threshold/{self.key}").standard_normal((n, 1))
+            out = np.clip(out + moved * self.table["sigma_threshold"].fillna(0.0).to_numpy()[numbers], 0.0, 1.0)
         return out
 
 
-def broadcast_points(theta_E, seeing, depth):
+def broadcast_points(theta_E, seeing, depth, others=()):
     """Return the three coordinates as flat arrays of one length.
 
     Raises
     ------
     UserError
-        For values that are not numbers or do not broadcast.
+        For a coordinate that is None, names in `others`, and values that are not numbers or do not broadcast.
     """
+    wrong = [f"{name} is unknown" for name in others]
+    wrong += [f"{axis} is missing" for axis, v in zip(AXES, (theta_E, seeing, depth), strict=True) if v is None]
+    if wrong:
+        raise UserError(f"query: {', '.join(wrong)}; the axes of a selection function are {', '.join(AXES)}")
     try:
         values = np.broadcast_arrays(*(np.asarray(v, dtype=float) for v in (theta_E, seeing, depth)))
     except (TypeError, ValueError) as error:

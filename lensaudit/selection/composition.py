@@ -16,8 +16,8 @@ from lensaudit.selection.rates import count_lenses
 class Selection:
     """What selection functions and their products can do: multiply, average over a footprint, count lenses.
 
-    Either kind has ``query``, ``parts(threshold, prior)`` -> list of `Cells`, ``describe(threshold, prior, level)``
-    and ``product``, the selection function whose grid and footprint are used.
+    Either kind has ``query``, ``parts(threshold, prior, threshold_error)`` -> list of `Cells`, ``describe(threshold,
+    prior, level, threshold_error)`` and ``product``, the selection function whose grid and footprint are used.
     """
 
     def __mul__(self, other):
@@ -26,21 +26,24 @@ class Selection:
 
     __rmul__ = __mul__
 
-    def average(self, footprint=None, threshold=None, prior=None, level=0.95):
+    def average(self, footprint=None, threshold=None, prior=None, level=0.95, max_missing=0.1, threshold_error=False):
         """Average over a footprint's seeing and depth; see `footprint.average_footprint`."""
-        return average_footprint(self, footprint, threshold, prior, level)
+        return average_footprint(self, footprint, threshold, prior, level, max_missing, threshold_error)
 
-    def expected_counts(self, rate, footprint=None, threshold=None, prior=None, level=0.95, max_missing=0.1):
+    def expected_counts(self, rate, footprint=None, threshold=None, prior=None, level=0.95, max_missing=0.1,
+                        threshold_error=False):  # fmt: skip
         """Count the lenses that are found; see `rates.count_lenses`."""
-        return count_lenses(self, rate, footprint, threshold, prior, level, max_missing)
+        return count_lenses(self, rate, footprint, threshold, prior, level, max_missing, threshold_error)
 
-    def draw(self, theta_E, seeing, depth, threshold=None, prior=None, n=N_DRAWS, seed=0):
+    def draw(self, theta_E=None, seeing=None, depth=None, threshold=None, prior=None, n=N_DRAWS, seed=0,
+             threshold_error=False, **others):  # fmt: skip
         """Return draws of the probability at points, ndarray of shape (n, N); NaN outside the support."""
-        values = broadcast_points(theta_E, seeing, depth)
-        parts = self.parts(threshold, prior)
+        values = broadcast_points(theta_E, seeing, depth, others)
+        parts = self.parts(threshold, prior, threshold_error)
         places, reason, _ = _locate(parts, values)
         unique, inverse = _find_unique(parts, places)
-        return np.where(reason == 0, _multiply_draws(parts, unique, n, seed)[:, inverse], np.nan)
+        drawn = _multiply_draws(parts, unique, n, seed, threshold_error)
+        return np.where(reason == 0, drawn[:, inverse], np.nan)
 
 
 def _locate(parts, values):
@@ -63,12 +66,12 @@ def _find_unique(parts, places):
     return np.stack(np.unravel_index(codes, shape)), inverse.reshape(-1)
 
 
-def _multiply_draws(parts, unique, n=N_DRAWS, seed=0):
+def _multiply_draws(parts, unique, n=N_DRAWS, seed=0, threshold_error=False):
     """Return draws of the product of the parts at combinations of their cells, ndarray of shape (n, M)."""
     drawn = np.ones((n, unique.shape[1]))
     for part, numbers in zip(parts, unique, strict=True):
         own, back = np.unique(numbers, return_inverse=True)
-        drawn *= part.draw(own, n, seed)[:, back.reshape(-1)]
+        drawn *= part.draw(own, n, seed, threshold_error)[:, back.reshape(-1)]
     return drawn
 
 
@@ -108,7 +111,7 @@ class Factor:
             raise UserError(f"factor {name}: the table must hold every combination of {', '.join(axes)} once")
         self.cells = Cells(centres, _fit_beta(table, name), f"factor/{name}/{hash_object(table.to_dict('list'))[:16]}")
 
-    def parts(self, threshold=None, prior=None):
+    def parts(self, threshold=None, prior=None, threshold_error=False):
         """Return its cells; it has neither operating point nor prior."""
         return [self.cells]
 
@@ -156,32 +159,33 @@ class ComposedSelection(Selection):
             self.factors += factor.factors if isinstance(factor, ComposedSelection) else [factor]
         self.product = next(f for f in self.factors if isinstance(f, Selection))
 
-    def parts(self, threshold=None, prior=None):
+    def parts(self, threshold=None, prior=None, threshold_error=False):
         """Return the cells of every factor."""
-        return [part for factor in self.factors for part in factor.parts(threshold, prior)]
+        return [part for factor in self.factors for part in factor.parts(threshold, prior, threshold_error)]
 
-    def describe(self, threshold=None, prior=None, level=0.95):
+    def describe(self, threshold=None, prior=None, level=0.95, threshold_error=False):
         """Return what a result is of: that of each selection function, the factors, and the assumption."""
-        own = [f.describe(threshold, prior, level) for f in self.factors if isinstance(f, Selection)]
+        own = [f.describe(threshold, prior, level, threshold_error) for f in self.factors if isinstance(f, Selection)]
         names = [f.name for f in self.factors if isinstance(f, Factor)]
         # A product is no better than the least of its factors.
         closes = next((d["closes"] for d in own if d["closes"] is not True), True)
-        return own[0] | {"closes": closes, "validated": all(d["validated"] for d in own), "factors": names,
+        return own[0] | {"closes": closes, "blocked_by": sum((d["blocked_by"] for d in own), []), "factors": names,
                          "assumption": "factors are independent"}  # fmt: skip
 
-    def query(self, theta_E, seeing, depth, threshold=None, prior=None, level=0.95):
-        """Return the product's probability; columns as those of `SelectionFunction.query`.
+    def query(self, theta_E=None, seeing=None, depth=None, threshold=None, prior=None, level=0.95,
+              threshold_error=False, **others):  # fmt: skip
+        """Return the product's probability; arguments and columns as those of `SelectionFunction.query`.
 
         p is the product of the factors' values, lower and upper are quantiles of the product of draws, n_eff =
         p (1 - p) / variance - 1. A point is in support where it is for every factor.
         """
         check_level(level)
-        values = broadcast_points(theta_E, seeing, depth)
-        parts = self.parts(threshold, prior)
+        values = broadcast_points(theta_E, seeing, depth, others)
+        parts = self.parts(threshold, prior, threshold_error)
         places, reason, texts = _locate(parts, values)
         support, out = reason == 0, pd.DataFrame(values)
         unique, inverse = _find_unique(parts, places[:, support])
-        p, drawn = np.ones(unique.shape[1]), _multiply_draws(parts, unique)
+        p, drawn = np.ones(unique.shape[1]), _multiply_draws(parts, unique, threshold_error=threshold_error)
         for part, numbers in zip(parts, unique, strict=True):
             p *= part.table["p"].to_numpy(dtype=float)[numbers]
         lower, upper = stats.summarise_draws(drawn, level) if len(p) else (p, p)
@@ -192,5 +196,5 @@ class ComposedSelection(Selection):
             own[support] = column[inverse]
             out[name] = own
         out = out.assign(in_support=support, reason=pd.Categorical.from_codes(reason, categories=texts))
-        out.attrs.update(self.describe(threshold, prior, level))
+        out.attrs.update(self.describe(threshold, prior, level, threshold_error))
         return out

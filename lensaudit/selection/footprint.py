@@ -92,7 +92,14 @@ def find_conditions(selection, footprint):
     return product.read_conditions() if footprint is None else grid_conditions(footprint, product.axes)
 
 
-def average_footprint(selection, footprint=None, threshold=None, prior=None, level=0.95):
+def explain_missing(found, missing):
+    """Return the reason that most of `missing`, the weight of each row of a query without support, is missing for."""
+    worst = pd.Series(missing).groupby(found["reason"].astype(str).to_numpy()).sum().idxmax()
+    return "seeing or depth outside the grid, or not a number" if worst == "not a number" else worst
+
+
+def average_footprint(selection, footprint=None, threshold=None, prior=None, level=0.95, max_missing=0.1,
+                      threshold_error=False):  # fmt: skip
     """Average a selection function over the seeing and depth of a footprint, at each Einstein radius of its grid.
 
     Parameters
@@ -100,33 +107,50 @@ def average_footprint(selection, footprint=None, threshold=None, prior=None, lev
     selection : lensaudit.selection.composition.Selection
     footprint : pandas.DataFrame or path, optional
         For `read_footprint`; the footprint stored with the product by default.
-    threshold, prior, level
+    threshold, prior, level, threshold_error
         As for ``query``.
+    max_missing : float
+        Largest share of the footprint that may lie outside the support at an Einstein radius; 1 takes what there is.
 
     Returns
     -------
     pandas.DataFrame
         theta_E, p, lower, upper, share_outside (of the footprint, where the function has no support). p is the mean
-        over the supported share; NaN where there is none.
+        over the supported share; NaN where more than `max_missing` is outside.
+
+    Raises
+    ------
+    UserError
+        When the support misses more than `max_missing` of the footprint, or all of it, at every Einstein radius.
 
     Notes
     -----
-    Cells are drawn independently of each other; weights are taken as exact. A factor of a product is taken at the
-    centre of each cell. The draws of the mean are centred on p: the mean of a Jeffreys posterior lies nearer to 1/2
-    than k/n, by little in a cell and the same way in all, so that it would not average out.
+    Cells are drawn independently of each other, but for the error of the threshold, which moves all together; weights
+    are taken as exact. A factor of a product is taken at the centre of each cell. The draws of the mean are centred on
+    p: the mean of a Jeffreys posterior lies nearer to 1/2 than k/n, by little in a cell and the same way in all, so
+    that it would not average out.
     """
     conditions = find_conditions(selection, footprint)
     theta, weight = selection.product.axes["theta_E"], conditions["weight"].to_numpy()
     points = (theta[:, None], conditions["seeing"].to_numpy()[None], conditions["depth"].to_numpy()[None])
     found = selection.query(*points, threshold=threshold, prior=prior, level=level)
-    drawn = selection.draw(*points, threshold=threshold, prior=prior).reshape(-1, len(theta), len(weight))
     support = found["in_support"].to_numpy().reshape(len(theta), -1)
     share = np.where(support, weight, 0.0)
     total = share.sum(axis=1)
-    scale = np.where(total > 0, total, np.nan)
+    scale = np.where((total > 0) & (1.0 - total <= max_missing + 1e-9), total, np.nan)
+    if np.isnan(scale).all():
+        why = explain_missing(found, np.where(support, 0.0, weight).ravel())
+        least = 1.0 - total.max()
+        more = f"; more than the {max_missing:.0%} allowed by max_missing" if least < 1 else ""
+        raise UserError(f"average: {least:.0%} of the footprint or more lies outside the support at every Einstein "
+                        f"radius (mostly: {why}){more}")  # fmt: skip
+    drawn = selection.draw(*points, threshold=threshold, prior=prior, threshold_error=threshold_error)
+    drawn = drawn.reshape(-1, len(theta), len(weight))
     p = (share * found["p"].fillna(0.0).to_numpy().reshape(share.shape)).sum(axis=1) / scale
     mean = (np.nan_to_num(drawn) * share).sum(axis=2) / scale
-    lower, upper = np.clip(stats.summarise_draws(mean - mean.mean(axis=0) + p, level), 0.0, 1.0)
+    known, bounds = np.isfinite(p), np.full((2, len(p)), np.nan)
+    bounds[:, known] = np.clip(stats.summarise_draws((mean - mean.mean(axis=0) + p)[:, known], level), 0.0, 1.0)
+    lower, upper = bounds
     out = pd.DataFrame({"theta_E": theta, "p": p, "lower": lower, "upper": upper, "share_outside": 1.0 - total})
-    out.attrs.update(selection.describe(threshold, prior, level))
+    out.attrs.update(selection.describe(threshold, prior, level, threshold_error))
     return out

@@ -10,13 +10,15 @@ import numpy as np
 import pandas as pd
 
 from lensaudit.artifacts import UserError, hash_file, read_json, read_table
-from lensaudit.audit.completeness import AXES
-from lensaudit.selection.card import describe_band, describe_closure, describe_realism, list_blocks
+from lensaudit.audit.completeness import AXES, THRESHOLD_COLUMNS
+from lensaudit.selection.card import describe_band, describe_closure, describe_realism
 from lensaudit.selection.cells import Cells, broadcast_points, check_level
 from lensaudit.selection.composition import Selection
 from lensaudit.selection.product import FORMAT
 from lensaudit.selection.reweighting import read_prior, weigh_cells
 from lensaudit.selection.sensitivity import PRIORS
+
+TOTAL = {"68": "68_total", "95": "total"}  # ends of the columns whose bounds hold the threshold's error, by level
 
 
 class SelectionFunction(Selection):
@@ -60,8 +62,8 @@ class SelectionFunction(Selection):
         if description.get("format") != FORMAT:
             raise UserError(f"{folder.name}/selection.json: format {description.get('format')!r} is not {FORMAT!r}; "
                             "write the product again")  # fmt: skip
-        if not description["validated"] and not override_no_go:
-            blocks = "; ".join(list_blocks(description["realism"], description.get("prior_band")))
+        if description["blocked_by"] and not override_no_go:
+            blocks = "; ".join(description["blocked_by"])
             raise UserError(f"{folder.name}: {blocks}; override_no_go=True reads it unvalidated")
         own = cls(None, description, folder)
         own.cells = own._read("cells.parquet")
@@ -84,7 +86,8 @@ class SelectionFunction(Selection):
         """Return the stored shares of the footprint in seeing and depth; see `footprint.grid_conditions`."""
         return self._read("conditions.parquet")
 
-    def query(self, theta_E, seeing, depth, threshold=None, prior=None, level=0.95):
+    def query(self, theta_E=None, seeing=None, depth=None, threshold=None, prior=None, level=0.95,
+              threshold_error=False, **others):  # fmt: skip
         """Return the probability of detection.
 
         Parameters
@@ -97,6 +100,12 @@ class SelectionFunction(Selection):
             Another prior than that of the map: the name of a frozen one or a TOML file; see `reweighting`.
         level : float
             0.68 or 0.95.
+        threshold_error : bool
+            Whether lower and upper hold the error of the threshold too, of the finitely many negatives that set it;
+            else they hold that of counting injections, hosts and bricks alone. All cells share that error: it does not
+            average out. Known under the map's own prior only.
+        **others
+            Refused: these are all axes and options there are.
 
         Returns
         -------
@@ -104,29 +113,30 @@ class SelectionFunction(Selection):
             theta_E, seeing, depth, p, lower, upper, n_eff, untied_fraction, in_support, reason. Outside the grid, in a
             cell that is not sufficient, and where a guard of the weights trips, in_support is False, p, lower, upper
             are NaN and reason says why: the function does not extrapolate. untied_fraction is the share of the cell's
-            injections whose host could not make such an arc. attrs: closes, closure, validated, realism, simulated,
-            threshold, prior, level.
+            injections whose host could not make such an arc. attrs: closes, closure, blocked_by (the gates that said
+            NO-GO), realism, prior_band, simulated, version, threshold, prior, level, errors.
 
         Raises
         ------
         UserError
-            For an unknown threshold, prior or level, or values that do not broadcast or are not numbers.
+            For a missing or unknown axis, an unknown threshold, prior or level, values that do not broadcast or are
+            not numbers, and `threshold_error` where the product does not know it.
         """
-        level_name, cells = check_level(level), self._tabulate(threshold, prior)
-        values = broadcast_points(theta_E, seeing, depth)
+        values, level_name = broadcast_points(theta_E, seeing, depth, others), check_level(level)
+        cells = self.parts(threshold, prior, threshold_error)[0]
         number, reason = cells.locate(values)
         inside, support = reason == cells.reason_of[number], reason == 0
-        out = dict(values)
-        for name, column in (("p", "p"), ("lower", f"lower_{level_name}"), ("upper", f"upper_{level_name}")):
+        out, end = dict(values), TOTAL[level_name] if threshold_error else level_name
+        for name, column in (("p", "p"), ("lower", f"lower_{end}"), ("upper", f"upper_{end}")):
             out[name] = np.where(support, cells.table[column].to_numpy()[number], np.nan)
         out["n_eff"] = np.where(inside, cells.table["n_eff"].to_numpy()[number], 0.0)
         out["untied_fraction"] = np.where(inside, cells.table["untied_fraction"].to_numpy()[number], np.nan)
         text = pd.Categorical.from_codes(reason, categories=cells.reasons)
         out = pd.DataFrame(out | {"in_support": support, "reason": text})
-        out.attrs.update(self.describe(threshold, prior, level))
+        out.attrs.update(self.describe(threshold, prior, level, threshold_error))
         return out
 
-    def prior_band(self, theta_E, seeing, depth, threshold=None, priors=PRIORS, level=0.95):
+    def prior_band(self, theta_E=None, seeing=None, depth=None, threshold=None, priors=PRIORS, level=0.95, **others):
         """Return the range of the probability over named priors, on the same injections.
 
         Parameters
@@ -143,7 +153,7 @@ class SelectionFunction(Selection):
         """
         if not len(priors):
             raise UserError("prior_band: no prior is named")
-        found = [self.query(theta_E, seeing, depth, threshold, prior, level) for prior in priors]
+        found = [self.query(theta_E, seeing, depth, threshold, prior, level, **others) for prior in priors]
         stack = {c: np.stack([f[c].to_numpy() for f in found]) for c in ("p", "lower", "upper", "in_support")}
         support = stack["in_support"].any(axis=0)
         names = np.array([f.attrs["prior"] for f in found], dtype=object)
@@ -158,18 +168,24 @@ class SelectionFunction(Selection):
         out.attrs.update(found[0].attrs | {"prior": ", ".join(names)})
         return out
 
-    def describe(self, threshold=None, prior=None, level=0.95):
+    def describe(self, threshold=None, prior=None, level=0.95, threshold_error=False):
         """Return what a result is of, as kept in its attrs."""
         own, name = self.description, self._name_threshold(threshold)
         closure = own["closure"] | own["closure"].get("points", {}).get(name, {})
         prior_name = own["prior_name"] if prior is None else str(read_prior(prior).get("name", prior))
-        return {"closes": closure["closes"], "closure": describe_closure(closure), "validated": own["validated"],
+        return {"closes": closure["closes"], "closure": describe_closure(closure), "blocked_by": own["blocked_by"],
                 "realism": describe_realism(own["realism"]), "prior_band": describe_band(own.get("prior_band")),
                 "simulated": own["simulated"], "version": own["version"], "threshold": name, "prior": prior_name,
-                "level": level}  # fmt: skip
+                "level": level, "errors": "counting and threshold" if threshold_error else "counting"}  # fmt: skip
 
-    def parts(self, threshold=None, prior=None):
-        """Return its cells under a prior, as the one part of a product."""
+    def parts(self, threshold=None, prior=None, threshold_error=False):
+        """Return its cells under a prior, as the one part of a product; refuses a threshold's error it lacks."""
+        if threshold_error and prior is not None:
+            raise UserError("threshold_error: known under the map's own prior only; leave out prior or threshold_error")
+        missing = [c for c in THRESHOLD_COLUMNS if c not in self.cells]
+        if threshold_error and missing:
+            raise UserError(f"threshold_error: the cells of this product have no {missing[0]}; write it from cells "
+                            "counted with the thresholds' draws")  # fmt: skip
         return [self._tabulate(threshold, prior)]
 
     def _name_threshold(self, threshold):

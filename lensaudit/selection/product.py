@@ -3,15 +3,16 @@
 import numpy as np
 
 from lensaudit.artifacts import UserError, hash_file, hash_object, write_atomic
-from lensaudit.audit.completeness import AXES
+from lensaudit.audit.completeness import AXES, THRESHOLD_COLUMNS
 from lensaudit.selection.card import list_blocks, summarise_closure, write_card
 from lensaudit.selection.footprint import grid_conditions
 
-FORMAT = "lensaudit selection function 2"
+FORMAT = "lensaudit selection function 3"
 UNITS = {
     "theta_E": "arcsec", "seeing": "arcsec (psfsize_r)", "depth": "AB mag (5 sigma, point source, r)",
-    "completeness": "fraction", "n_eff": "injections",
+    "n_eff": "injections",
 }  # fmt: skip
+UNITS |= dict.fromkeys(("completeness", "lower_68", "upper_68", "lower_95", "upper_95", *THRESHOLD_COLUMNS), "fraction")
 # Columns of the FITS table: unit as the standard writes it, and what they are.
 FITS_COLUMNS = {
     "threshold_name": ("", "operating point of the detector"), "theta_E": ("arcsec", "Einstein radius, cell centre"),
@@ -19,7 +20,13 @@ FITS_COLUMNS = {
     "depth": ("mag", "5-sigma point-source depth in r (AB), cell centre"),
     "C_lo": ("", "lower 68 % bound of C"), "C": ("", "P(detected), recovered over injected"),
     "C_hi": ("", "upper 68 % bound of C"), "lower_95": ("", "lower 95 % bound of C"),
-    "upper_95": ("", "upper 95 % bound of C"), "n": ("", "injections"), "k": ("", "recovered"),
+    "upper_95": ("", "upper 95 % bound of C"),
+    "sigma_threshold": ("", "standard deviation of C by the error of the threshold, shared by all cells"),
+    "C_lo_total": ("", "as C_lo, with the error of the threshold"),
+    "C_hi_total": ("", "as C_hi, with the error of the threshold"),
+    "lower_total": ("", "as lower_95, with the error of the threshold"),
+    "upper_total": ("", "as upper_95, with the error of the threshold"),
+    "n": ("", "injections"), "k": ("", "recovered"),
     "n_eff": ("", "independent injections that n are worth"),
     "footprint_weight": ("", "share of the survey in this seeing and depth"),
     "untied_fraction": ("", "share of injections in hosts that could not make such an arc"),
@@ -42,7 +49,7 @@ def write_selection(stage, cells, grid, thresholds, realism, hashes, simulated=T
     ----------
     stage : lensaudit.artifacts.Stage
     cells : pandas.DataFrame
-        From `completeness.count_cells`.
+        From `completeness.count_cells`; with the thresholds' draws, so that their error can be asked for.
     grid : dict of axis -> centres
     thresholds : dict of name -> float or dict
         On the logit; or the entries of thresholds.json, whose threshold, lower and upper are kept.
@@ -85,11 +92,12 @@ def write_selection(stage, cells, grid, thresholds, realism, hashes, simulated=T
         "threshold_intervals": {k: [v.get("lower"), v.get("upper")] for k, v in thresholds.items()
                                 if isinstance(v, dict)},
         "default": default or next(iter(thresholds), ""),
-        "interval": "68 and 95 %, Jeffreys posterior with n_eff trials; C_lo and C_hi are the 68 % bounds",
+        "interval": "68 and 95 %, Jeffreys posterior with n_eff trials; C_lo and C_hi are the 68 % bounds; those named "
+                    "total (68 % where so named, else 95 %) hold the error of the threshold too",
         "cuts": {"min_mu": cuts.min_mu, "min_arc_snr_true": cuts.min_arc_snr_true},
         "rules": {"min_bricks": stage.config.completeness.min_bricks}, "prior_name": cuts.prior,
         "realism": realism, "prior_band": prior_band, "closure": summarise_closure(closure),
-        "validated": not list_blocks(realism, prior_band),
+        "blocked_by": list_blocks(realism, prior_band),
         "simulated": bool(simulated), "hashes": dict(hashes),
         "files": {name: hash_file(stage.output(f"selection/{name}")) for name in files},
     }  # fmt: skip
@@ -131,25 +139,28 @@ def take_columns(injections):
 
 def _write_plain(stage, cells):
     """Write the cells as CSV and as a FITS table."""
-    plain = cells.rename(columns={"lower_68": "C_lo", "completeness": "C", "upper_68": "C_hi"})
-    plain = plain[["threshold_name", *AXES, "n", "k", "n_eff", "sufficient", "reason", "C_lo", "C", "C_hi", "lower_95",
-                   "upper_95", "footprint_weight", "untied_fraction"]]  # fmt: skip
+    plain = cells.rename(columns={"lower_68": "C_lo", "completeness": "C", "upper_68": "C_hi",
+                                  "lower_68_total": "C_lo_total", "upper_68_total": "C_hi_total"})  # fmt: skip
+    columns = ["threshold_name", *AXES, "n", "k", "n_eff", "sufficient", "reason", "C_lo", "C", "C_hi", "lower_95",
+               "upper_95", "sigma_threshold", "C_lo_total", "C_hi_total", "lower_total", "upper_total",
+               "footprint_weight", "untied_fraction"]  # fmt: skip
+    plain = plain[[c for c in columns if c in plain]]
     with write_atomic(stage.output("selection/cells.csv")) as temporary:
         plain.to_csv(temporary, index=False, float_format="%.6g")
     write_fits(stage.output("selection/cells.fits"), plain)
 
 
 def write_fits(path, plain):
-    """Write the plain table of cells as FITS, with units (TUNIT) and descriptions (TCOMM) of the columns."""
+    """Write the plain table of cells as FITS, with units (TUNIT) and descriptions (TCOMM) of the columns it has."""
     from astropy.io import fits
     from astropy.table import Table
 
-    texts = {"threshold_name", "reason"}
-    table = Table({c: plain[c].to_numpy(dtype=str if c in texts else None) for c in FITS_COLUMNS})
+    texts, columns = {"threshold_name", "reason"}, {c: v for c, v in FITS_COLUMNS.items() if c in plain}
+    table = Table({c: plain[c].to_numpy(dtype=str if c in texts else None) for c in columns})
     hdu = fits.table_to_hdu(table)
     hdu.name = "CELLS"
     hdu.header["FORMAT"] = FORMAT
-    for number, (unit, text) in enumerate(FITS_COLUMNS.values(), 1):
+    for number, (unit, text) in enumerate(columns.values(), 1):
         if unit:
             hdu.header[f"TUNIT{number}"] = unit
         hdu.header[f"TCOMM{number}"] = text

@@ -19,9 +19,10 @@ from lensaudit.injection.population import (
     visible_fraction,
     volume_element,
 )
-from lensaudit.selection.footprint import find_conditions
+from lensaudit.selection.footprint import explain_missing, find_conditions
 
 SQUARE_DEGREE = (np.pi / 180.0) ** 2  # steradian
+MAX_THETA = 10.0  # arcsec; rates given as functions are integrated up to there, beyond any galaxy's Einstein radius
 
 
 def count_parents(prior):
@@ -66,6 +67,8 @@ def make_rate(selection, prior=None, n=50_000, seed=0, transmission=0.92):
 
     Notes
     -----
+    Takes about 25 s with the default `n` and grid: keep the table. Fewer parents are as much quicker, and sigma grows.
+
     Parents as `population.draw_parents`, round or elliptical as their velocity dispersion says; what passes follows
     from `forecast.forecast_arcs`, which takes sources as smooth discs (2 per cent in magnification, 10 in S/N).
     """
@@ -112,18 +115,54 @@ def _draw_candidates(prior, n, seed):
     return {k: v[keep] for k, v in table.items()}
 
 
-def count_lenses(selection, rate, footprint=None, threshold=None, prior=None, level=0.95, max_missing=0.1):
+def tabulate_rate(rate, centres):
+    """Return a rate given as a function as rows of theta_E: the cells of a grid, and what lies below and beyond them.
+
+    Parameters
+    ----------
+    rate : callable
+        ``rate(theta_E)``, ndarrays [arcsec] to lenses per deg^2 and arcsec of theta_E.
+    centres : sequence of float
+        theta_E of the grid.
+
+    Returns
+    -------
+    pandas.DataFrame
+        theta_E, rate [per deg^2], the integral over each bin up to `MAX_THETA` (Gauss-Legendre, 16 nodes).
+
+    Raises
+    ------
+    UserError
+        When the function takes other arguments, or returns no numbers or another shape.
+    """
+    edges = make_edges(centres)
+    last, step = edges[-1], edges[-1] - edges[-2]
+    edges = np.concatenate([[0.0], edges, np.append(np.arange(last + step, MAX_THETA, step), max(MAX_THETA, 2 * last))])
+    nodes, weights = np.polynomial.legendre.leggauss(16)
+    middle, half = 0.5 * (edges[1:] + edges[:-1]), 0.5 * np.diff(edges)
+    points = middle[:, None] + half[:, None] * nodes
+    try:
+        density = np.broadcast_to(np.asarray(rate(points), dtype=float), points.shape)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"rate: fails as a function of an array of theta_E ({error}); it returns lenses per deg^2 and "
+                        "arcsec, or use the table of make_rate(selection)") from None  # fmt: skip
+    return pd.DataFrame({"theta_E": middle, "rate": (density * half[:, None]) @ weights})
+
+
+def count_lenses(selection, rate, footprint=None, threshold=None, prior=None, level=0.95, max_missing=0.1,
+                 threshold_error=False):  # fmt: skip
     """Return how many lenses per deg^2 of a footprint are found, against Einstein radius.
 
     Parameters
     ----------
     selection : lensaudit.selection.composition.Selection
-    rate : pandas.DataFrame
+    rate : pandas.DataFrame or callable
         theta_E, rate [lenses per deg^2 at that theta_E that pass the product's cuts], for each seeing and depth of the
-        grid where the rate depends on them (`make_rate`); sigma where known.
+        grid where the rate depends on them (`make_rate`); sigma where known. Or a function ``rate(theta_E)`` of such
+        lenses per deg^2 and arcsec, alike in all conditions; `tabulate_rate` integrates it over the cells.
     footprint : pandas.DataFrame or path, optional
         For `footprint.read_footprint`; the footprint stored with the product by default.
-    threshold, prior, level
+    threshold, prior, level, threshold_error
         As for ``query``.
     max_missing : float
         Largest share of the rate that may lie outside the support.
@@ -138,12 +177,13 @@ def count_lenses(selection, rate, footprint=None, threshold=None, prior=None, le
     Raises
     ------
     UserError
-        When the support misses more than `max_missing` of the rate.
+        When the support misses more than `max_missing` of the rate, or the rate is neither of these.
 
     Notes
     -----
     The interval is that of the expected number; the Poisson scatter of an observed one comes on top.
     """
+    rate = tabulate_rate(rate, selection.product.axes["theta_E"]) if callable(rate) else rate
     cells = _spread_rate(rate, find_conditions(selection, footprint))
     points = (cells["theta_E"], cells["seeing"], cells["depth"])
     found = selection.query(*points, threshold=threshold, prior=prior, level=level)
@@ -151,10 +191,11 @@ def count_lenses(selection, rate, footprint=None, threshold=None, prior=None, le
     missing = np.where(found["in_support"], 0.0, number)
     share = missing.sum() / number.sum() if number.sum() > 0 else 1.0
     if share > max_missing:
-        worst = pd.Series(missing).groupby(found["reason"].astype(str).to_numpy()).sum().idxmax()
-        raise UserError(f"expected_counts: {share:.0%} of the rate lies outside the support (mostly: {worst}); more "
+        why = explain_missing(found, missing)
+        raise UserError(f"expected_counts: {share:.0%} of the rate lies outside the support (mostly: {why}); more "
                         f"than the {max_missing:.0%} allowed by max_missing")  # fmt: skip
-    drawn = np.nan_to_num(selection.draw(*points, threshold=threshold, prior=prior)) * number
+    drawn = selection.draw(*points, threshold=threshold, prior=prior, threshold_error=threshold_error)
+    drawn = np.nan_to_num(drawn) * number
     drawn += np.nan_to_num(found["p"].to_numpy()) * cells["sigma"].to_numpy() * _draw_normals(len(cells), len(drawn))
     theta, inverse = np.unique(cells["theta_E"], return_inverse=True)
     member = (inverse[:, None] == np.arange(len(theta))).astype(float)
@@ -167,7 +208,7 @@ def count_lenses(selection, rate, footprint=None, threshold=None, prior=None, le
     total = drawn.sum(axis=1)
     low, high = np.maximum(stats.summarise_draws(total, level), 0.0)
     precision = counts.sum() ** 2 / max(total.var(), 1e-300)
-    out.attrs.update(selection.describe(threshold, prior, level) | {
+    out.attrs.update(selection.describe(threshold, prior, level, threshold_error) | {
         "total": float(counts.sum()), "total_lower": float(low), "total_upper": float(high),
         "share_missing": float(share), "max_observed": float(precision / GRID_MIN_PRECISION),
     })  # fmt: skip
@@ -180,6 +221,9 @@ def _draw_normals(n_cells, n):
 
 def _spread_rate(rate, conditions):
     """Return the rate in every cell of theta_E and conditions: the rate there times the share of the footprint."""
+    if not isinstance(rate, pd.DataFrame):
+        raise UserError(f"rate: a {type(rate).__name__} is none; give a table with theta_E and rate, such as that of "
+                        "make_rate, or a function of theta_E")  # fmt: skip
     missing = [c for c in ("theta_E", "rate") if c not in rate]
     if missing:
         raise UserError(f"rate: column {missing[0]} is missing; give theta_E, rate and, if they matter, seeing, depth")

@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm
 
 from lensaudit.artifacts import Stage
 from lensaudit.audit import completeness
@@ -13,13 +14,14 @@ from lensaudit.selection import SelectionFunction, write_selection
 
 GRID = {"theta_E": (1.0, 1.5), "seeing": (1.0, 1.2), "depth": (23.0, 24.0)}
 CUTS = {"fpr_1e-2": 0.0, "fpr_1e-3": 1.0}
+DRAWS = {name: cut + 0.15 * norm.ppf((np.arange(200) + 0.5) / 200) for name, cut in CUTS.items()}
 
 
 @pytest.fixture
 def make_product(scratch_root):
     """Return a function that writes a product and returns its stage and cells: seeing 1.2 has no host."""
 
-    def make(outcome="GO", simulated=True, cuts=CUTS, **keywords):
+    def make(outcome="GO", simulated=True, cuts=CUTS, draws=DRAWS, **keywords):
         config = load_config("demo")
         generator = np.random.default_rng(0)
         n = 2400
@@ -29,7 +31,7 @@ def make_product(scratch_root):
             "brickname": (np.arange(n) % 40).astype(str), "logit": generator.normal(size=n),
         })  # fmt: skip
         stage = Stage("07_completeness", config)
-        cells = completeness.count_cells(table, GRID, CUTS, config, table.assign(deflector_weight=1.0))
+        cells = completeness.count_cells(table, GRID, CUTS, config, table.assign(deflector_weight=1.0), draws=draws)
         realism = {"outcome": outcome, "no_go": ["colour"] if outcome == "NO-GO" else [], "panel": "not graded"}
         write_selection(stage, cells, GRID, cuts, realism, {"detector": "d"}, simulated, **keywords)
         return stage, cells

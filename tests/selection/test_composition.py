@@ -85,15 +85,58 @@ def test_only_what_is_known_multiplies(product):
 def test_average_is_the_weighted_mean_over_the_support(product):
     footprint = pd.DataFrame({"seeing": [1.0, 1.0, 1.2, 3.0], "depth": [23.0, 24.0, 23.0, 23.0],
                               "weight": [3.0, 1.0, 2.0, 4.0]})  # fmt: skip
-    out = product.average(footprint)
+    out = product.average(footprint, max_missing=0.6)
     for row in out.itertuples():
         (p, a), (q, b) = (beta_of(product, (row.theta_E, 1.0, depth)) for depth in (23.0, 24.0))
         assert row.p == pytest.approx(0.75 * p + 0.25 * q)
         assert row.share_outside == pytest.approx(0.6)  # seeing 1.2 has no host, 3.0 is off the grid
         half = 1.96 * np.sqrt(0.75**2 * a.var() + 0.25**2 * b.var())
         assert 0.5 * (row.upper - row.lower) == pytest.approx(half, rel=0.08)
-    halved = (product * 0.5).average(footprint)
+    halved = (product * 0.5).average(footprint, max_missing=0.6)
     assert halved["p"].to_numpy() == pytest.approx(out["p"].to_numpy() / 2)
+
+
+def test_the_error_of_the_threshold_does_not_average_out(product):
+    """All cells find less at a higher threshold, so that the error of their mean is the mean of their errors."""
+    footprint = pd.DataFrame({"seeing": 1.0, "depth": [23.0, 24.0]})
+    table = product.parts(None, None, True)[0].table.set_index(["theta_E", "seeing", "depth"])
+    sigma = [table.loc[(theta, 1.0), "sigma_threshold"].mean() for theta in (1.0, 1.5)]
+    halves = [[0.5 * (t["upper"] - t["lower"]) for t in (f(product, False), f(product, True))] for f in (
+        lambda s, flag: s.average(footprint, threshold_error=flag),
+        lambda s, flag: (s * 1.0).average(footprint, threshold_error=flag))]  # fmt: skip
+    for counting, total in halves:
+        assert total.to_numpy() == pytest.approx(np.hypot(counting, 1.96 * np.array(sigma)).to_numpy(), rel=0.06)
+    rate = pd.DataFrame({"theta_E": [1.0, 1.5], "rate": [2.0, 1.0]})
+    found = [product.expected_counts(rate, footprint, threshold_error=flag).attrs for flag in (False, True)]
+    counting, total = (0.5 * (own["total_upper"] - own["total_lower"]) for own in found)
+    assert total == pytest.approx(np.hypot(counting, 1.96 * (2 * sigma[0] + sigma[1])), rel=0.06)
+    one, many = (product * 1.0).query(*POINT, threshold_error=True), product.query(*POINT, threshold_error=True)
+    for name in ("lower", "upper"):
+        assert one[name][0] == pytest.approx(many[name][0], abs=0.012)
+
+
+def test_an_average_does_not_extrapolate(product):
+    rows = {"inside": (1.0, 23.0), "no host": (1.2, 23.0), "far": (3.0, 23.0), "unknown": (np.nan, np.nan)}
+    table = pd.DataFrame(rows.values(), index=list(rows), columns=["seeing", "depth"]).assign(weight=1.0)
+    with pytest.raises(UserError, match="50% of the footprint.*mostly: no host.*10% allowed by max_missing"):
+        product.average(table.loc[["inside", "no host"]])
+    with pytest.raises(UserError, match="mostly: seeing or depth outside the grid"):
+        product.average(table.loc[["inside", "no host", "far", "unknown"]])
+    for own in (["far"], ["unknown"]):
+        for allowed in (0.1, 1.0):
+            with pytest.raises(UserError, match="100% of the footprint or more lies outside the support"):
+                product.average(table.loc[own], max_missing=allowed)
+    within = table.assign(weight=[19.0, 1.0, 0.0, 0.0])
+    assert product.average(within)["share_outside"].to_numpy() == pytest.approx(0.05)
+    assert product.average(table, max_missing=0.75)["p"].notna().all()
+
+
+def test_a_radius_without_support_gets_no_average(product):
+    product.cells.loc[(product.cells["theta_E"] == 1.5) & (product.cells["depth"] == 24.0), "sufficient"] = False
+    footprint = pd.DataFrame({"seeing": 1.0, "depth": [23.0, 24.0]})
+    out = product.average(footprint)
+    assert list(out["p"].notna()) == [True, False] and list(out["share_outside"]) == [0.0, 0.5]
+    assert product.average(footprint, max_missing=0.5)["p"].notna().all()
 
 
 def test_means_of_many_small_cells_are_not_drawn_towards_a_half():
@@ -104,7 +147,7 @@ def test_means_of_many_small_cells_are_not_drawn_towards_a_half():
                          untied_fraction=0.0, lower_95=0.0, upper_95=1.0)  # fmt: skip
     axes = {"theta_E": [1.0, 1.5], "seeing": list(seeing), "depth": [23.0, 24.0]}
     product = SelectionFunction(cells, {
-        "axes": axes, "thresholds": {"t": 0.0}, "default": "t", "version": "", "validated": True, "simulated": True,
+        "axes": axes, "thresholds": {"t": 0.0}, "default": "t", "version": "", "blocked_by": [], "simulated": True,
         "prior_name": "", "realism": {"outcome": "GO"}, "closure": {"closes": None, "verdict": "not tested"},
     })  # fmt: skip
     whole = pd.DataFrame({"seeing": np.repeat(seeing, 2), "depth": np.tile([23.0, 24.0], 50)})
@@ -151,6 +194,34 @@ def test_counts_are_rate_times_completeness(product):
     by_column = pd.DataFrame({"theta_E": 1.0, "seeing": 1.0, "depth": [23.0, 24.0], "rate": [1.0, 2.0]})
     p = product.query(1.0, 1.0, [23.0, 24.0])["p"].to_numpy()
     assert product.expected_counts(by_column, footprint).attrs["total"] == pytest.approx(p @ [0.75, 0.5])
+
+
+def test_a_rate_may_be_a_function_of_the_radius(product):
+    footprint = pd.DataFrame({"seeing": 1.0, "depth": [23.0, 24.0]})
+
+    def rate(theta_E):
+        return 7.0 * theta_E * np.exp(-((theta_E / 0.4) ** 2))
+
+    inside = -0.56 * np.diff(np.exp(-((np.array([0.75, 1.25, 1.75]) / 0.4) ** 2)))
+    out = product.expected_counts(rate, footprint, max_missing=1.0)
+    assert out["rate"].sum() == pytest.approx(0.56, rel=1e-6)  # of all radii
+    own = out[np.isclose(out["theta_E"], 1.0) | np.isclose(out["theta_E"], 1.5)]
+    assert own["rate"].to_numpy() == pytest.approx(inside, rel=1e-6)
+    assert out.attrs["total"] == pytest.approx(product.average(footprint)["p"] @ inside)
+    assert out.attrs["share_missing"] == pytest.approx(1 - inside.sum() / 0.56)
+    with pytest.raises(UserError, match="theta_E outside 0.75 to 1.75"):
+        product.expected_counts(rate, footprint)
+    assert product.expected_counts(lambda theta_E: 0.1, footprint, max_missing=1.0)["rate"].sum() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("rate, text", [
+    (make_rate, "fails as a function"), (lambda a, b: a, "fails as a function"), (lambda a: a[:3], "fails as a func"),
+    (lambda a: "many", "fails as a function"), (lambda a: -a, "0 or more"), (lambda a: a * np.nan, "0 or more"),
+    (5.0, "float is none"), ([1.0], "list is none"), (pd.DataFrame({"theta_E": [1.0]}), "column rate"),
+])  # fmt: skip
+def test_rates_that_are_none_are_refused(product, rate, text):
+    with pytest.raises(UserError, match=text):
+        product.expected_counts(rate)
 
 
 @pytest.fixture

@@ -101,11 +101,11 @@ def test_a_wide_band_blocks_the_product_and_a_missing_one_does_not(request):
     with pytest.warns(UserWarning, match="not tested"):
         product = SelectionFunction.load(folder, override_no_go=True)
     attrs = product.query(1.0, 1.0, 23.0).attrs
-    assert not attrs["validated"] and "0.900 under bright, 0.550 under whole" in attrs["prior_band"]
+    assert len(attrs["blocked_by"]) == 1 and "0.900 under bright, 0.550 under whole" in attrs["prior_band"]
     assert json.loads((folder / "selection.json").read_text())["prior_band"]["ratio"] == pytest.approx(wide["ratio"])
     card = (folder / "model_card.md").read_text()
     assert "**Blocked:** the band over priors is NO-GO" in card
     stage, _ = make_product(prior_band=open_)
     with pytest.warns(UserWarning, match="not tested"):
-        assert SelectionFunction.load(stage.folder / "selection").description["validated"]
+        assert SelectionFunction.load(stage.folder / "selection").description["blocked_by"] == []
     assert "a band needs two" in (stage.folder / "selection" / "model_card.md").read_text()
