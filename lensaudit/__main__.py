@@ -13,6 +13,8 @@ def parse_arguments(arguments=None):
         "run": "execute one notebook",
         "query": "ask a selection function for the probability of detection",
         "card": "print the benchmark card: what the literature quotes, measured here beside the published numbers",
+        "curves": "print selection along each lens and source parameter, before and after, from stored injections",
+        "corrected": "print how found lenses are distributed, as found and divided by their completeness",
         "promote": "copy figures, macros and tables to figures/ and paper/generated/",
         "verify": "compare key numbers with stored reference values",
         "paper": "build paper/paper.pdf",
@@ -28,7 +30,11 @@ def parse_arguments(arguments=None):
             command.add_argument("--data-root", default="", help="folder of external data")
         if name == "query":
             add_query(command)
-        if name == "card":
+        if name == "corrected":
+            command.add_argument("--threshold", help="operating point, such as fpr_1e-3; the default otherwise")
+        if name in ("curves", "corrected"):
+            command.add_argument("--figure", default="", help="also draw it into this file, such as curves.pdf")
+        if name in ("card", "curves", "corrected"):
             command.add_argument("--csv", action="store_true", help="print comma-separated values")
         if name == "report":
             command.add_argument("--since", type=float, default=0.0, help="start of this make, seconds since the epoch")
@@ -48,7 +54,6 @@ def add_query(command):
     command.add_argument("--threshold", help="operating point, such as fpr_1e-3; the product's default otherwise")
     command.add_argument("--prior", help="name of a frozen prior or path of a TOML file; the map's own otherwise")
     command.add_argument("--level", type=float, default=0.95, help="of the interval: 0.68 or 0.95")
-    command.add_argument("--threshold-error", action="store_true", help="let the interval hold the threshold's error")
     command.add_argument("--csv", action="store_true", help="print comma-separated values, verdicts as comments")
     command.add_argument("--override-no-go", action="store_true", help="read a product that a gate said NO-GO to")
 

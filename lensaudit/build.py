@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lensaudit.artifacts import UserError, find_root, read_json, read_table, write_atomic
+from lensaudit.artifacts import Stage, UserError, find_root, read_json, read_table, write_atomic
 from lensaudit.config import load_config
 
 TEX_PACKAGES = ("latexmk", "texlive-latex-base", "texlive-latex-recommended", "texlive-publishers",
@@ -210,42 +210,96 @@ def describe_gates(folder):
     return f"\033[31m{text}\033[0m" if failed or realism["outcome"] == "NO-GO" else text
 
 
-def command_query(folder, theta_E, seeing, depth, threshold=None, prior=None, level=0.95, threshold_error=False,
-                  csv=False, override_no_go=False):  # fmt: skip
+def command_query(folder, theta_E, seeing, depth, threshold=None, prior=None, level=0.95, csv=False,
+                  override_no_go=False):  # fmt: skip
     """Print the probability of detection at every combination of the values given, and what the product is worth."""
     from lensaudit.selection import SelectionFunction
+    from lensaudit.selection.card import list_blocks
 
     axes = {"--theta-E": theta_E, "--seeing": seeing, "--depth": depth}
     points = np.meshgrid(*(_read_numbers(name, values) for name, values in axes.items()), indexing="ij")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the verdict is printed below
         selection = SelectionFunction.load(folder, override_no_go=override_no_go)
-    points = [p.ravel() for p in points]
-    found = selection.query(*points, threshold=threshold, prior=prior, level=level, threshold_error=threshold_error)
-    own = found.attrs
-    verdicts = {own["closure"]: own["closes"] is not True, own["realism"]: False}  # and whether each is red
-    verdicts |= {f"NOT VALIDATED, {text}": True for text in own["blocked_by"]}
-    head = f"threshold {own['threshold']}, prior {own['prior']}, interval {level:.0%}, errors of {own['errors']}"
+    found = selection.query(*(p.ravel() for p in points), threshold=threshold, prior=prior, level=level)
+    blocks = list_blocks(selection.description["realism"], selection.description.get("prior_band"))
+    verdict = "; ".join([found.attrs["closure"], *(f"NOT VALIDATED, {text}" for text in blocks)])
     if csv:
-        print("\n".join(f"# {text}" for text in (head, *verdicts)))
-        print(found.to_csv(index=False, float_format="%.6g"), end="")
+        print(f"# {verdict}\n{found.to_csv(index=False, float_format='%.6g')}", end="")
         return
-    print(f"{head}\n{found.astype({'reason': str}).to_string(index=False, float_format='{:.4g}'.format)}")
-    print("\n".join(f"\033[31m{text}\033[0m" if bad else text for text, bad in verdicts.items()))
+    print(f"threshold {found.attrs['threshold']}, prior {found.attrs['prior']}, interval {level:.0%}\n"
+          f"{found.astype({'reason': str}).to_string(index=False, float_format='{:.4g}'.format)}")  # fmt: skip
+    print(f"\033[31m{verdict}\033[0m" if found.attrs["closes"] is not True else verdict)
 
 
 def command_card(profile, csv=False):
     """Print the benchmark card of a profile; see `audit.card.collect_card`."""
-    from lensaudit.audit.card import collect_card, write_card
+    from lensaudit.audit.card import STAGES, collect_card, write_card
 
-    config = load_config(profile)
-    card = collect_card(folder_of(profile), config)
-    sky = "simulated sky" if config.survey.simulated else "survey data"
+    stage = _open_stored(profile, STAGES)
+    card = collect_card(stage)
+    head = "indented: published, of other samples and surveys; no row is a contest"
+    _print_stored(stage, "benchmark card", card, csv, f"{head}\n{write_card(card)}")
+
+
+def command_curves(profile, csv=False, figure=""):
+    """Print the share found along each parameter and how parents and selected are distributed along it."""
+    from lensaudit.audit.selected import SOURCES, collect_curves
+    from lensaudit.figures.selected import plot_curves
+
+    stage = _open_stored(profile, SOURCES)
+    curves, medians = collect_curves(stage)
+    columns = ["variable", "threshold_name", "x", "n", "completeness", "lower", "upper", "parents", "selected"]
+    text = [_write_rows(curves[columns]), "the given share of parents or selected lies at or above the value",
+            _write_rows(medians.drop(columns=["shift", "shift_lower", "shift_upper"]))]  # fmt: skip
+    _print_stored(stage, "curves of selection", curves, csv, "\n".join(text))
+    if figure:
+        _draw(plot_curves(curves, medians, stage.config.survey.simulated), figure)
+
+
+def command_corrected(profile, threshold=None, csv=False, figure=""):
+    """Print how found held-out lenses are distributed, observed and corrected, the truth of a simulated sky beside."""
+    from lensaudit.audit.selected import correct_catalogue
+    from lensaudit.figures.selected import plot_corrected
+    from lensaudit.selection import SelectionFunction
+
+    stage = _open_stored(profile, ["07_completeness"])
+    catalogue = stage.read_table("07_completeness", "catalogue.parquet")
+    folder = stage.inputs_of("07_completeness", "selection/")[0].parent
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the verdict is printed below
+        product = SelectionFunction.load(folder, override_no_go=True)
+    table = correct_catalogue(catalogue, product, stage.config.seed, threshold)
+    columns = ["variable", "left", "right", "name", "n_found", "n_used", "corrected", "lower", "upper", "n_true",
+               "guard_ok"]  # fmt: skip
+    text = f"{product.describe(threshold)['closure']}\n{_write_rows(table[columns])}"
+    _print_stored(stage, "found, and found divided by completeness", table, csv, text)
+    if figure:
+        _draw(plot_corrected(table, stage.config.survey.simulated), figure)
+
+
+def _open_stored(profile, inputs):
+    """Return a stage through which finished artifacts of a profile are read, hashes checked; nothing is written."""
+    return Stage("09_summary", load_config(profile), inputs=inputs)
+
+
+def _print_stored(stage, title, table, csv, text):
+    sky = "simulated sky" if stage.config.survey.simulated else "survey data"
     if csv:
-        print(f"# {sky}\n{card.to_csv(index=False, float_format='%.6g')}", end="")
-        return
-    print(f"benchmark card of {config.profile}, measured on {sky}\nindented: published, of other samples and surveys; "
-          f"no row is a contest\n{write_card(card)}")  # fmt: skip
+        print(f"# {sky}\n{table.to_csv(index=False, float_format='%.6g')}", end="")
+    else:
+        print(f"{title} of {stage.config.profile}, measured on {sky}\n{text}")
+
+
+def _draw(figure, path):
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--figure {path}: {error}") from None
+
+
+def _write_rows(table):
+    return table.to_string(index=False, na_rep="", float_format="{:.4g}".format)
 
 
 def _read_numbers(name, values):

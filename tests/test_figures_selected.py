@@ -30,24 +30,33 @@ def test_curves():
 
 
 def test_corrected():
-    table = pd.DataFrame({"left": [0.5, 1.0, 1.5], "right": [1.0, 1.5, 2.0], "n_found": [4, 9, 0],
-                          "n_true": [10, 12, 1], "n_used": [4, 8, 0], "corrected": [11.0, 13.0, 0.0],
-                          "lower": [5.0, 9.0, 0.0], "upper": [20.0, 18.0, np.nan]})  # fmt: skip
-    kinds = pd.DataFrame({"name": ["DEV", "SER"], "n_found": [3, 4]})  # a real list: observed only
-    fig = figures.plot_corrected({"theta_E": table, "type": kinds})
+    table = pd.DataFrame({"variable": "theta_E", "left": [0.5, 1.0, 1.5], "right": [1.0, 1.5, 2.0],
+                          "n_found": [4, 9, 0], "n_true": [10, 12, 1], "n_used": [4, 8, 0],
+                          "corrected": [11.0, 13.0, 0.0], "lower": [5.0, 9.0, 0.0],
+                          "upper": [20.0, 18.0, np.nan]})  # fmt: skip
+    kinds = pd.DataFrame({"variable": "type", "name": ["DEV", "SER"], "n_found": [3, 4], "n_true": [5, 6],
+                          "n_used": [3, 0], "corrected": [6.0, 0.0], "lower": 2.0, "upper": 9.0})  # fmt: skip
+    fig = figures.plot_corrected(pd.concat([table, kinds], ignore_index=True))
     assert np.allclose(points_of(fig.axes[0]), [[0.75, 11.0], [1.25, 13.0]])  # none where nothing was found
-    assert not fig.axes[1].containers and "DEV" in texts(fig)
+    assert np.allclose(points_of(fig.axes[1]), [[0, 6.0]]) and "DEV" in texts(fig) and "simulated sky" in texts(fig)
 
 
-def test_images_and_card():
+def test_images():
     images = pd.DataFrame({"sample": ["all", "found"], "n": [100, 40], "quad_fraction": [0.2, 0.3],
                            "lower": [0.1, 0.2], "upper": [0.3, 0.45]})  # fmt: skip
     fig = figures.plot_images(images)
     assert np.allclose(points_of(fig.axes[0])[:, 0], [0.2, 0.3]) and "found (40)" in texts(fig)
-    card = pd.DataFrame({"statistic": ["AUC", "AUC", "median q of the selected", "recall, Tier A"],
-                         "value": [0.9, 0.9, 3.0, np.nan], "lower": 0.85, "upper": np.nan,
-                         "point": ["", "", "", "fpr_1e-4"],
-                         "reference_value": [0.998, 0.958, np.nan, 0.75], "reference_upper": np.nan})  # fmt: skip
-    fig = figures.plot_card(card)
-    assert np.allclose(points_of(fig.axes[0])[:, 0], 0.9)
-    assert "AUC" in texts(fig) and "median" not in texts(fig) and "recall" not in texts(fig)
+
+
+def test_lists():
+    z = pd.DataFrame({"variable": "z_lens", "left": [0.0, 0.5], "right": [0.5, 1.0], "n_found": [3, 1],
+                      "catalog": "slacs"})  # fmt: skip
+    kinds = pd.DataFrame({"variable": "host_type", "name": ["DEV", "REX"] * 2, "n_found": [1, 3, 2, 2],
+                          "catalog": ["huang2021"] * 2 + ["storfer2024"] * 2})  # fmt: skip
+    fig = figures.plot_lists(pd.concat([z, kinds], ignore_index=True))
+    assert np.allclose(fig.axes[0].patches[0].get_data().values, [0.75, 0.25])
+    bars = fig.axes[1].patches
+    assert np.allclose([b.get_height() for b in bars], [0.25, 0.75, 0.5, 0.5])
+    middle = np.array([b.get_x() + b.get_width() / 2 for b in bars])
+    assert np.abs(middle - [0, 1, 0, 1]).max() < 0.5 and len(np.unique(middle.round(6))) == 4  # side by side
+    assert "SLACS" in texts(fig) and "simulated" not in texts(fig)

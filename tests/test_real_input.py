@@ -80,6 +80,33 @@ def test_a_changed_file_is_seen(tmp_path):
     assert state.iloc[0] == "differs" and (state.iloc[1:] == "missing").all()
 
 
+def test_lists_are_shown_as_observed_with_the_columns_they_have():
+    rows = pd.DataFrame({
+        "catalog": ["a", "a", "a", "a", "b"], "system_id": ["1", "1", "2", "3", "1"], "lens_type": "galaxy",
+        "is_compilation": [False, False, False, True, False], "theta_E": [1.1, 1.1, 1.6, 1.1, np.nan],
+        "z_lens": np.nan, "host_type": ["", "", "", "", "DEV"]})  # fmt: skip
+    rows = pd.concat([rows, rows[:1].assign(system_id="4", lens_type="cluster")], ignore_index=True)
+    out = tables.observe_lists(rows)
+    assert set(map(tuple, out[["variable", "catalog"]].to_numpy())) == {("theta_E", "a"), ("host_type", "b")}
+    own = out[out["variable"] == "theta_E"].set_index("left")["n_found"]
+    # A system counts once; neither a compilation nor a cluster counts.
+    assert own[1.0] == 1 and own[1.5] == 1 and own.sum() == 2
+    assert not {"corrected", "n_true", "lower"} & set(out)
+
+
+def test_real_lists_hold_what_their_files_hold(real_config):
+    out = tables.observe_lists(group_systems(tables.read_lists(real_config), 3.0)).set_index(["variable", "catalog"])
+    root = tables.find_data_root(real_config)
+    slacs = np.loadtxt(root / "slacs/SLACS_table.cat", usecols=(3, 7))
+    for name, values in (("z_lens", slacs[:, 0]), ("theta_E", slacs[:, 1])):
+        expected = np.histogram(values, tables.BINS[name])[0]
+        assert out.loc[(name, "slacs"), "n_found"].tolist() == expected.tolist()
+    kinds = out.loc[("host_type", "inchausti2025")].set_index("name")["n_found"]
+    text = (root / "lens-catalogs/inchausti2025_published_catalog.csv").read_text().splitlines()[1:]
+    assert kinds[kinds > 0].to_dict() == pd.Series([t.rsplit(",", 1)[1] for t in text]).value_counts().to_dict()
+    assert ("theta_E", "lenscat") not in out.index and ("host_type", "slacs") not in out.index
+
+
 def test_refused_files_keep_their_row_and_order(tmp_path, monkeypatch):
     config = fake_stamps(tmp_path, monkeypatch)
     table, images = stamps.read_stamps(config)

@@ -5,12 +5,10 @@ populations are not the same, so that no row is a contest.
 """
 
 import textwrap
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from lensaudit.artifacts import UserError, read_json, read_table
 from lensaudit.audit.completeness import AXES, average_cells, tabulate_bins
 from lensaudit.audit.selected import measure_quantiles
 
@@ -42,15 +40,13 @@ PUBLISHED = (
 )  # fmt: skip
 
 
-def collect_card(folder, config):
+def collect_card(stage):
     """Return the benchmark card of a profile from its artifacts.
 
     Parameters
     ----------
-    folder : path
-        ``artifacts/<profile>`` with the stages 05, 06 and 07.
-    config : lensaudit.config.Config
-        Of that profile.
+    stage : lensaudit.artifacts.Stage
+        That may read `STAGES`.
 
     Returns
     -------
@@ -62,18 +58,12 @@ def collect_card(folder, config):
     Raises
     ------
     UserError
-        When one of the stages has not been made.
+        When one of the stages has not been made, or a file is not the one its manifest describes.
     """
-    folder = Path(folder)
-    missing = [name for name in STAGES if not (folder / name / "manifest.json").is_file()]
-    if missing:
-        raise UserError(f"{folder.name}: stage {', '.join(missing)} is not finished; run make summary "
-                        f"PROFILE={folder.name} first")  # fmt: skip
-    limits = read_json(folder / "05_evaluation" / "thresholds.json")
+    limits = stage.read_json("05_evaluation", "thresholds.json")
     cuts = {name: limits[name]["threshold"] for name in POINTS if limits.get(name, {}).get("threshold") is not None}
-    rows = pd.DataFrame(_take_evaluation(folder / "05_evaluation") + _take_realism(folder / "06_injection_realism")
-                        + _take_maps(folder / "07_completeness", cuts, config)
-                        + _take_quantiles(folder / "06_injection_realism", cuts, config))  # fmt: skip
+    rows = pd.DataFrame(_take_evaluation(stage) + _take_realism(stage) + _take_maps(stage, cuts)
+                        + _take_quantiles(stage, cuts))  # fmt: skip
     published = pd.DataFrame(PUBLISHED, columns=["statistic", "point", "reference", "reference_value",
                                                  "reference_upper", "remark"])  # fmt: skip
     card = rows.merge(published, on=["statistic", "point"], how="outer", sort=False)
@@ -115,8 +105,9 @@ def _row(statistic, point, value, lower=np.nan, upper=np.nan, n=np.nan):
     return {"statistic": statistic, "point": point, "value": value, "lower": lower, "upper": upper, "n": n}
 
 
-def _take_evaluation(folder):
-    record, recall = read_json(folder / "evaluation.json"), read_table(folder / "recall.parquet")
+def _take_evaluation(stage):
+    name = "05_evaluation"
+    record, recall = stage.read_json(name, "evaluation.json"), stage.read_table(name, "recall.parquet")
     own = recall[recall["subset"] == "Tier A"]
     rows = [_row("recall, Tier A", r.point, r.recall, r.lower_total, r.upper_total, r.n) for r in own.itertuples()]
     names = {"auc": "AUC", "tpr0": "recall without a false positive", "tpr10": "recall at 10 false positives"}
@@ -126,21 +117,21 @@ def _take_evaluation(folder):
     return [*rows, _row("calibration error, 15 bins", "", np.nan if ece is None else ece)]
 
 
-def _take_realism(folder):
-    checks = read_table(folder / "realism.parquet")
+def _take_realism(stage):
+    checks = stage.read_table("06_injection_realism", "realism.parquet")
     own = checks[(checks["sample"] == "test") & (checks["check"] == "C2ST penultimate")]
     name = "two-sample AUC, features of the network"
     return [_row(name, "", r.value, r.lower, r.upper) for r in own.itertuples()] or [_row(name, "", np.nan)]
 
 
-def _take_maps(folder, cuts, config):
+def _take_maps(stage, cuts):
     columns = ["theta_E", "psfsize_r", "depth_r", "logit", "host_index", "brickname", "untied", "mag_lensed_r"]
-    table, rows = read_table(folder / "grid_injections.parquet", columns), []
+    table, rows = stage.read_table("07_completeness", "grid_injections.parquet", columns), []
     for file, grid_name in (("cells_385.parquet", "385 cells"), ("cells.parquet", "whole grid")):
-        cells = read_table(folder / file)
+        cells = stage.read_table("07_completeness", file)
         grid = {axis: np.sort(cells[axis].unique()) for axis in AXES}
         for weighting, name in (("flat", "flat average"), ("footprint", "survey average")):
-            out = average_cells(cells, (), table, grid, cuts, config, weighting)
+            out = average_cells(cells, (), table, grid, cuts, stage.config, weighting)
             text = f"completeness, {name}, {grid_name}"
             rows += [_row(text, r.threshold_name, r.completeness, r.lower, r.upper, r.n_cells)
                      for r in out.itertuples()]  # fmt: skip
@@ -151,9 +142,9 @@ def _take_maps(folder, cuts, config):
     return rows
 
 
-def _take_quantiles(folder, cuts, config):
-    table = read_table(folder / "closure_injections.parquet").query("not tilted")
-    out = measure_quantiles(table, cuts, config, shares=(0.5,))
+def _take_quantiles(stage, cuts):
+    table = stage.read_table("06_injection_realism", "closure_injections.parquet").query("not tilted")
+    out = measure_quantiles(table, cuts, stage.config, shares=(0.5,))
     units = {"theta_E": " [arcsec]", "source_R": " [arcsec]"}
     rows = []
     for r in out.itertuples():

@@ -1,7 +1,7 @@
 """What the selected lenses look like, and what the parents looked like before selection.
 
 One-dimensional selection in each parameter as Herle+ 2024 (MNRAS 534, 1093) show it, observed and corrected
-distributions of found lenses, quads against doubles, and the order in which candidates are best followed up.
+distributions of found lenses, quads against doubles. `collect_curves` and `correct_catalogue` do it for a profile.
 """
 
 import numpy as np
@@ -12,13 +12,38 @@ from lensaudit import rng as streams
 from lensaudit import stats
 from lensaudit.artifacts import UserError
 from lensaudit.audit.completeness import tabulate_bins
+from lensaudit.audit.thresholds import choose_points
 from lensaudit.audit.verdict import explain_weights
 
-# Herle's axes by the names of this project; `slope` varies only where a prior's mass model has one.
+# Herle's axes by the names of this project. `slope` is an axis only where the prior's mass model leaves it free: an
+# isothermal prior has none. Where a prior draws an axis from a narrow range its curve says little about the detector.
 VARIABLES = ("theta_E", "source_R", "source_n", "source_q", "q", "slope")
+SOURCES = ("05_evaluation", "06_injection_realism")  # stages `collect_curves` reads
+# What `correct_catalogue` needs of scored lenses, and the bins of each distribution.
+CATALOGUE = ("galaxy_id", "theta_E", "z_lens", "type", "n_images", "psfsize_r", "depth_r", "logit")
+BINS = {"theta_E": np.arange(0.5, 2.6, 0.25), "z_lens": np.linspace(0, 1, 6), "type": ["DEV", "SER", "REX", "EXP"]}
 QUAD = 4  # images, the faint central one counted or not: doubles have 2 or 3
 N_DRAWS = 2000
 BOUNDS = {"lower_68": 0.16, "upper_68": 0.84, "lower": 0.025, "upper": 0.975}
+
+
+def collect_curves(stage):
+    """Return the curves and quantiles of a profile from its stored injections, at its two loosest operating points.
+
+    Parameters
+    ----------
+    stage : lensaudit.artifacts.Stage
+        That may read `SOURCES`.
+
+    Returns
+    -------
+    curves, quantiles : pandas.DataFrame
+        From `trace_curves` and `measure_quantiles`, of the injections that are drawn as the prior has them.
+    """
+    limits = stage.read_json("05_evaluation", "thresholds.json")
+    cuts = {name: limits[name]["threshold"] for name in choose_points(limits)[:2]}
+    fair = stage.read_table("06_injection_realism", "closure_injections.parquet").query("not tilted")
+    return trace_curves(fair, cuts), measure_quantiles(fair, cuts, stage.config)
 
 
 def find_variables(injections, variables=VARIABLES):
@@ -186,6 +211,35 @@ def correct_distribution(found, column, bins, probability=None, truth=None, seed
                       guard_ok=not explain_weights(kish, largest))  # fmt: skip
 
 
+def correct_catalogue(catalogue, product, seed, point=None, bins=BINS):
+    """Return the distributions of scored lenses, found and corrected with a selection function, truth beside them.
+
+    Parameters
+    ----------
+    catalogue : pandas.DataFrame
+        `CATALOGUE`: scored lenses with their parameters (simulated sky: those of the truth table).
+    product : lensaudit.selection.SelectionFunction
+    seed : int
+    point : str, optional
+        Operating point of the product; its default otherwise.
+    bins : dict of column -> sequence
+        As `correct_distribution` takes them.
+
+    Returns
+    -------
+    pandas.DataFrame
+        variable and what `correct_distribution` gives, one distribution after the other; a lens is true here when the
+        product supports it.
+    """
+    place = ("theta_E", "psfsize_r", "depth_r")
+    probability = product.query(*(catalogue[c] for c in place), threshold=point)
+    found = (catalogue["logit"] > product.description["thresholds"][probability.attrs["threshold"]]).to_numpy()
+    support = probability["in_support"].to_numpy(dtype=bool)
+    parts = [correct_distribution(catalogue[found], name, edges, probability[found], catalogue[support], seed)
+             for name, edges in bins.items()]  # fmt: skip
+    return pd.concat([part.assign(variable=name) for name, part in zip(bins, parts, strict=True)], ignore_index=True)
+
+
 def _bin_rows(table, column, bins):
     if column not in table:
         raise UserError(f"lenses have no column {column}; they have {', '.join(sorted(map(str, table)))}")
@@ -252,46 +306,3 @@ def compare_images(samples):
                      "quad_fraction": share, "lower": lower, "upper": upper,
                      "quad_to_double": n_quad / n_double if n_double > 0 else np.nan})  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def rank_follow_up(candidates, probability, purity):
-    """Order candidates by what a spectrum of each would add to the corrected count of lenses.
-
-    Parameters
-    ----------
-    candidates : pandas.DataFrame
-        With galaxy_id.
-    probability : pandas.DataFrame
-        C of each row, as `correct_distribution` takes it.
-    purity : array_like of shape (N,), in [0, 1]
-        P(lens | score, prevalence) of each candidate.
-
-    Returns
-    -------
-    pandas.DataFrame
-        The candidates with p, purity, priority, in_support, rank (1 first), in that order.
-
-    Raises
-    ------
-    UserError
-        When numbers of rows differ or a purity lies outside [0, 1].
-
-    Notes
-    -----
-    The rule: priority = sqrt(P (1 - P)) / C, the standard deviation that not knowing whether this candidate is a lens
-    leaves in the corrected count sum 1/C. A sure lens and a sure galaxy need no spectrum; of two doubtful candidates
-    the one of a kind that is rarely found goes first. Candidates without a C follow, the purest first.
-    """
-    purity = np.asarray(purity, dtype=float)
-    if not len(candidates) == len(probability) == len(purity):
-        raise UserError(f"{len(candidates)} candidates, {len(probability)} probabilities, {len(purity)} purities; give "
-                        "one of each per candidate")  # fmt: skip
-    bad = ~((purity >= 0) & (purity <= 1))
-    if bad.any():
-        raise UserError(f"purity of {candidates['galaxy_id'].iloc[int(bad.argmax())]} is not between 0 and 1")
-    support, n_eff = probability["in_support"].to_numpy(dtype=bool), probability["n_eff"].to_numpy(dtype=float)
-    p = (n_eff * probability["p"].to_numpy(dtype=float) + 0.5) / (n_eff + 1)
-    p = np.where(support, p, np.nan)
-    out = candidates.assign(p=p, purity=purity, in_support=support, priority=np.sqrt(purity * (1 - purity)) / p)
-    out = out.sort_values(["in_support", "priority", "purity", "galaxy_id"], ascending=[False, False, False, True])
-    return out.assign(rank=np.arange(1, len(out) + 1)).reset_index(drop=True)

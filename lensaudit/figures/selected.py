@@ -1,9 +1,10 @@
-"""Figures of what is selected: one-dimensional selection, corrected distributions, quads, the benchmark card."""
+"""Figures of what is selected: one-dimensional selection, corrected distributions, quads, what real lists hold."""
 
 import numpy as np
+from matplotlib.patches import Patch
 
 from lensaudit.figures.style import COLOURS, label, mark_simulated, new_figure
-from lensaudit.wording import POINTS, spell_out
+from lensaudit.wording import LISTS, POINTS, spell_out
 
 POINT_COLOURS = ("blue", "vermilion", "green", "purple")
 
@@ -50,37 +51,73 @@ def _lengths(table, column):
     return np.maximum([table[column] - table["lower"], table["upper"] - table[column]], 0)
 
 
-def plot_corrected(tables, simulated=True):
-    """Show distributions of found lenses, corrected with C where it is known, and the truth of the simulated sky.
+def plot_corrected(table, simulated=True):
+    """Show distributions of found lenses, corrected with C, and the truth of the simulated sky.
 
     Parameters
     ----------
-    tables : dict of column -> pandas.DataFrame
-        From `selected.correct_distribution`; tables without ``corrected`` show the observed only.
+    table : pandas.DataFrame
+        From `selected.correct_catalogue`.
     simulated : bool
     """
-    fig, axes = new_figure("text", 2.5, 1, len(tables), squeeze=False)
-    for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
-        classes = "name" in table
-        edges = np.arange(len(table) + 1) - 0.5 if classes else np.append(table["left"], table["right"].iloc[-1])
+    parts = dict(tuple(table.groupby("variable", sort=False)))
+    fig, axes = new_figure("text", 2.5, 1, len(parts), squeeze=False)
+    floor = 0.5  # of a logarithmic axis of counts: an empty bin lies on it
+    for axis, (name, part) in zip(axes[0], parts.items(), strict=True):
+        edges, names = _find_edges(part)
         x = 0.5 * (edges[1:] + edges[:-1])
-        floor = 0.5  # of a logarithmic axis of counts: an empty bin lies on it
-        axis.stairs(table["n_found"].clip(lower=floor), edges, baseline=floor, color=COLOURS["blue"], fill=True,
+        axis.stairs(part["n_found"].clip(lower=floor), edges, baseline=floor, color=COLOURS["blue"], fill=True,
                     alpha=0.35, label="found")  # fmt: skip
-        if "n_true" in table:
-            axis.stairs(table["n_true"].clip(lower=floor), edges, baseline=floor, color="black", label="true")
-        if "corrected" in table:
-            own = table["n_used"] > 0
-            axis.errorbar(x[own], table["corrected"][own], yerr=_lengths(table[own], "corrected"), fmt="o",
-                          color=COLOURS["vermilion"], linewidth=0.9, label="found / C, 95 %")  # fmt: skip
-        if classes:
-            axis.set_xticks(x, table["name"])
+        if "n_true" in part:
+            axis.stairs(part["n_true"].clip(lower=floor), edges, baseline=floor, color="black", label="true")
+        own = (part["n_used"] > 0).to_numpy()
+        axis.errorbar(x[own], part["corrected"][own], yerr=_lengths(part[own], "corrected"), fmt="o",
+                      color=COLOURS["vermilion"], linewidth=0.9, label="found / C, 95 %")  # fmt: skip
+        if names is not None:
+            axis.set_xticks(x, names)
         # A found lens where C is nearly zero leaves its bin without an upper bound: such bars run out of the frame.
-        highest = table.filter(["n_found", "n_true", "corrected"]).max(axis=None)
+        highest = part.filter(["n_found", "n_true", "corrected"]).max(axis=None)
         axis.set(xlabel=label(name), yscale="log", ylim=(floor, 8 * max(highest, 1)), xlim=(edges[0], edges[-1]))
     axes[0, 0].set_ylabel("lenses per bin")
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return mark_simulated(fig, simulated)
+
+
+def _find_edges(part):
+    """Return the edges of the bins of one distribution, and the names of its classes or None."""
+    if part["left"].notna().all():
+        return np.append(part["left"], part["right"].iloc[-1]), None
+    return np.arange(len(part) + 1) - 0.5, list(part["name"])
+
+
+def plot_lists(table):
+    """Show the observed distributions of published lists of lenses, each normalised to its own entries.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From `real_input.tables.observe_lists`.
+    """
+    parts = dict(tuple(table.groupby("variable", sort=False)))
+    lists = table["catalog"].unique()
+    colours = dict(zip(lists, [c for k, c in COLOURS.items() if k not in ("yellow", "grey")], strict=False))
+    fig, axes = new_figure("text", 2.6, 1, len(parts), squeeze=False)
+    for axis, (variable, part) in zip(axes[0], parts.items(), strict=True):
+        own = dict(tuple(part.groupby("catalog", sort=False)))
+        for place, (name, rows) in enumerate(own.items()):
+            edges, names = _find_edges(rows)
+            share = rows["n_found"] / rows["n_found"].sum()
+            if names is None:
+                axis.stairs(share, edges, color=colours[name])
+            else:  # classes stand beside each other
+                x = np.arange(len(names)) + 0.8 * ((place + 0.5) / len(own) - 0.5)
+                axis.bar(x, share, 0.8 / len(own), color=colours[name])
+                axis.set_xticks(np.arange(len(names)), names)
+        axis.set(xlabel=label(variable), ylim=(0, None))
+    axes[0, 0].set_ylabel("share of the list's entries")
+    shown = [Patch(color=colours[name], label=LISTS.get(name, name)) for name in lists]
+    fig.legend(handles=shown, loc="outside upper center", ncols=4)
+    return fig
 
 
 def plot_images(images, simulated=True):
@@ -97,34 +134,4 @@ def plot_images(images, simulated=True):
     axis.errorbar(images["quad_fraction"], y, xerr=_lengths(images, "quad_fraction"), fmt="o", color=COLOURS["blue"])
     axis.set_yticks(y, [f"{spell_out(row.sample)} ({row.n})" for row in images.itertuples()])
     axis.set(xlabel="quads / (quads + doubles)", xlim=(0, None), ylim=(-0.6, len(images) - 0.4))
-    return mark_simulated(fig, simulated)
-
-
-def plot_card(card, simulated=True):
-    """Show the fractions of the benchmark card beside the published ones; other quantities stand in the table only.
-
-    Parameters
-    ----------
-    card : pandas.DataFrame
-        From `card.collect_card`.
-    simulated : bool
-        Of the values measured here; the published ones are others' own.
-    """
-    own = card[~card["statistic"].str.startswith("median") & card["value"].notna()]
-    own = own.assign(text=[f"{spell_out(r.statistic)}{', ' if r.point else ''}{POINTS.get(r.point, r.point)}"
-                           for r in own.itertuples()])  # fmt: skip
-    names = list(dict.fromkeys(own["text"]))
-    fig, axis = new_figure("text", 0.8 + 0.17 * len(names))
-    y = own["text"].map({name: len(names) - i for i, name in enumerate(names)})
-    axis.errorbar(own["value"], y, xerr=np.nan_to_num(_lengths(own, "value")), fmt="o", color=COLOURS["blue"],
-                  label="measured here, 95 %")  # fmt: skip
-    known = own["reference_value"].notna()
-    high = own["reference_upper"].fillna(own["reference_value"])
-    axis.hlines(y[known] - 0.25, own["reference_value"][known], high[known], color=COLOURS["vermilion"], linewidth=0.8)
-    axis.plot(own["reference_value"][known], y[known] - 0.25, "D", color=COLOURS["vermilion"], markersize=2.6,
-              label="published (other samples)")  # fmt: skip
-    axis.set_yticks(range(1, len(names) + 1), names[::-1])
-    axis.set(xlabel="value", xlim=(0, 1.02), ylim=(0.3, len(names) + 0.7))
-    axis.grid(axis="y", linewidth=0.3, alpha=0.5)
-    fig.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return mark_simulated(fig, simulated)

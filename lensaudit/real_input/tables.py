@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from lensaudit.artifacts import UserError, hash_file, load_dataset
+from lensaudit.audit.selected import correct_distribution
 from lensaudit.catalogs.lenses import count_matches, read_catalog
 from lensaudit.catalogs.sweeps import REQUIRED, read_sweep
 
@@ -18,6 +19,9 @@ LISTS = (("candidate_tables", "published"), ("slacs", "slacs"), ("literature_len
 TABLES = ("dr8_tables", "dr9_tractor")
 STAMPS = ("dr10_lens_stamps", "decals_cutouts")
 MATCH_RADIUS = 3.0  # arcsec, of the quoted counts
+# Bins of the lists' distributions; Huang et al. (2021) write DC for DEV or COMP of an older Tractor.
+BINS = {"theta_E": np.arange(0.5, 2.6, 0.25), "z_lens": np.linspace(0, 1.5, 16),
+        "host_type": ["DEV", "DC", "SER", "REX", "EXP"]}  # fmt: skip
 
 
 def find_data_root(config):
@@ -92,18 +96,57 @@ def read_lists(config):
     Returns
     -------
     pandas.DataFrame
-        `lenses.ENTRY_COLUMNS`, the community catalogue first.
+        `lenses.ENTRY_COLUMNS` and host_type (Tractor's, as the list writes it; empty where it has none), the community
+        catalogue first.
     """
     root, files = find_data_root(config), list_files()
     kinds = dict(((COMMUNITY, "lenscat"), *LISTS))
     wanted = files[files["dataset"].isin(kinds)]
     pairs = zip(wanted["dataset"], wanted["file"], strict=True)
-    return pd.concat([read_catalog(root / f, kinds[d], name_list(d, f)) for d, f in pairs], ignore_index=True)
+    lists = [read_catalog(root / f, kinds[d], name_list(d, f)).assign(host_type=_read_types(root / f))
+             for d, f in pairs]  # fmt: skip
+    return pd.concat(lists, ignore_index=True)
+
+
+def _read_types(path):
+    """Return the host types of a CSV list, row by row, or an empty text."""
+    if path.suffix != ".csv":
+        return ""
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    return table["tractor_type"].to_numpy() if "tractor_type" in table else ""
 
 
 def name_list(dataset, file):
     """Return the short name of a lens list: its dataset, or the file's first word where a dataset holds several."""
     return Path(file).stem.split("_")[0] if dataset == "candidate_tables" else dataset
+
+
+def observe_lists(systems):
+    """Return how the lenses of each list are distributed in what the list says of them, as observed.
+
+    Parameters
+    ----------
+    systems : pandas.DataFrame
+        From `lenses.group_systems` of `read_lists`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        variable (theta_E [arcsec], z_lens, host_type), catalog, left, right or name, n_found, n_known (systems with a
+        value, inside the bins or not). A list without the column has no rows.
+
+    Notes
+    -----
+    Galaxy-scale systems, each once per list, without cluster compilations. Nothing is corrected: C is that of a
+    detector and of its operating point, and it scored none of these lists.
+    """
+    own = systems[(systems["lens_type"] == "galaxy") & ~systems["is_compilation"]]
+    parts = []
+    for name, bins in BINS.items():
+        known = own[own[name].notna() & (own[name] != "")].drop_duplicates(["catalog", "system_id"])
+        parts += [correct_distribution(rows, name, bins).assign(variable=name, catalog=catalog, n_known=len(rows))
+                  for catalog, rows in known.groupby("catalog")]  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
 
 
 def compare_matches(entries):

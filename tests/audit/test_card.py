@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lensaudit import build
 from lensaudit.__main__ import main
-from lensaudit.artifacts import UserError, write_json, write_table
+from lensaudit.artifacts import Stage, UserError
 from lensaudit.audit import card
 from lensaudit.config import load_config
 
@@ -16,16 +15,18 @@ CUTS = {"score_0.3": -0.8, "fpr_1e-2": 1.0, "fpr_1e-3": None}
 
 
 @pytest.fixture
-def folder(tmp_path):
+def stage(scratch_root):
     """A profile of two cells: all of one found, a quarter of the other, which is nine tenths of the survey."""
-    write_json(tmp_path / "05_evaluation/thresholds.json", {k: {"threshold": v} for k, v in CUTS.items()})
+    config = load_config("smoke")
+    first, second, third = (Stage(name, config) for name in card.STAGES)
+    first.write_json("thresholds.json", {k: {"threshold": v} for k, v in CUTS.items()})
     metric = {"value": 0.9, "lower": 0.85, "upper": 0.95}
-    write_json(tmp_path / "05_evaluation/evaluation.json", {
+    first.write_json("evaluation.json", {
         "metrics": {"auc": metric, "tpr0": metric, "tpr10": metric}, "reliability": {"ece": 0.01}})  # fmt: skip
-    write_table(tmp_path / "05_evaluation/recall.parquet", pd.DataFrame({
+    first.write_table("recall.parquet", pd.DataFrame({
         "subset": ["Tier A", "Tier B", "Tier A"], "point": ["score_0.3", "score_0.3", "fpr_1e-2"], "n": [40, 50, 40],
         "recall": [0.8, 0.1, 0.5], "lower_total": [0.7, 0, 0.4], "upper_total": [0.9, 1, 0.6]}))  # fmt: skip
-    write_table(tmp_path / "06_injection_realism/realism.parquet", pd.DataFrame({
+    second.write_table("realism.parquet", pd.DataFrame({
         "sample": ["targets", "test"], "check": ["C2ST penultimate"] * 2, "value": [0.1, 0.78], "lower": 0.6,
         "upper": 0.89}))  # fmt: skip
     n = 400
@@ -43,16 +44,16 @@ def folder(tmp_path):
     # Rows of the closure set that are not drawn as the prior has them are no part of a distribution.
     drawn = pd.concat([table.assign(tilted=False), table.assign(tilted=True, source_R=9.0)], ignore_index=True)
     tables = {"grid_injections": table, "cells": cells, "cells_385": cells}
-    write_table(tmp_path / "06_injection_realism/closure_injections.parquet", drawn)
-    for stage in card.STAGES:
-        write_json(tmp_path / stage / "manifest.json", {})
+    second.write_table("closure_injections.parquet", drawn)
     for name, own in tables.items():
-        write_table(tmp_path / f"07_completeness/{name}.parquet", own)
-    return tmp_path
+        third.write_table(f"{name}.parquet", own)
+    for made in (first, second, third):
+        made.close()
+    return Stage("09_summary", config, inputs=card.STAGES)
 
 
-def test_each_statistic_has_its_value_and_its_published_number(folder):
-    out = card.collect_card(folder, load_config("smoke")).set_index(["statistic", "point"]).sort_index()
+def test_each_statistic_has_its_value_and_its_published_number(stage):
+    out = card.collect_card(stage).set_index(["statistic", "point"]).sort_index()
 
     def value(*key):
         return out.loc[[key], "value"].iloc[0]
@@ -70,18 +71,17 @@ def test_each_statistic_has_its_value_and_its_published_number(folder):
     assert out.loc[[("AUC", "")], "reference_value"].tolist() == [0.9984, 0.9579]
 
 
-def test_what_cannot_be_computed_stays_empty(folder):
-    out = card.collect_card(folder, load_config("smoke"))
+def test_what_cannot_be_computed_stays_empty(stage):
+    out = card.collect_card(stage)
     own = out[(out["point"] == "fpr_1e-3") & (out["statistic"] == "completeness, flat average, 385 cells")]
     assert own["value"].isna().all() and own["reference_value"].tolist() == [0.0289]
     assert len(out[out["reference"] != ""]) == len(card.PUBLISHED)
-    (folder / "06_injection_realism/realism.parquet").unlink()
+    (stage.folder.parent / "06_injection_realism/realism.parquet").write_bytes(b"another file")
     with pytest.raises(UserError, match="realism.parquet"):
-        card.collect_card(folder, load_config("smoke"))
+        card.collect_card(Stage("09_summary", stage.config, inputs=card.STAGES))
 
 
-def test_one_command_prints_the_card(folder, monkeypatch, capsys):
-    monkeypatch.setattr(build, "folder_of", lambda profile: folder)
+def test_one_command_prints_the_card(stage, capsys):
     assert main(["card", "--profile", "smoke"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 120 and "simulated sky" in lines[0]
@@ -92,9 +92,9 @@ def test_one_command_prints_the_card(folder, monkeypatch, capsys):
     assert main(["card", "--profile", "smoke", "--csv"]) == 0
     head, text = capsys.readouterr().out.split("\n", 1)
     assert head == "# simulated sky"
-    out, expected = pd.read_csv(io.StringIO(text)), card.collect_card(folder, load_config("smoke"))
+    out, expected = pd.read_csv(io.StringIO(text)), card.collect_card(stage)
     assert out["statistic"].tolist() == expected["statistic"].tolist()
     np.testing.assert_allclose(out[["value", "reference_value"]], expected[["value", "reference_value"]], rtol=1e-5)
-    (folder / "06_injection_realism/manifest.json").unlink()
+    (stage.folder.parent / "06_injection_realism/manifest.json").unlink()
     assert main(["card", "--profile", "smoke"]) == 2
-    assert "stage 06_injection_realism is not finished" in capsys.readouterr().err
+    assert "06_injection_realism of smoke is not made yet" in capsys.readouterr().err

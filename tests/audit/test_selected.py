@@ -1,12 +1,15 @@
 """Selection applied to known parents: curves and quantiles against closed forms, parents back inside their bands."""
 
+import io
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.special import expit
 from scipy.stats import norm
 
-from lensaudit.artifacts import UserError
+from lensaudit.__main__ import main
+from lensaudit.artifacts import Stage, UserError
 from lensaudit.audit import selected
 from lensaudit.config import load_config
 
@@ -152,12 +155,67 @@ def test_quads_against_doubles():
     assert out.loc["all", ["lower", "upper"]].tolist() == pytest.approx([0.1309, 0.2862], abs=5e-4)
 
 
-def test_follow_up_goes_to_doubtful_candidates_of_rarely_found_kinds():
-    table = pd.DataFrame({"galaxy_id": list("abcde")})
-    probability = pd.DataFrame({"p": [0.5, 0.5, 0.05, 0.5, np.nan], "n_eff": 1e5, "in_support": [True] * 4 + [False]})
-    out = selected.rank_follow_up(table, probability, [0.5, 1.0, 0.5, 0.9, 0.99])
-    assert list(out["galaxy_id"]) == ["c", "a", "d", "b", "e"] and list(out["rank"]) == [1, 2, 3, 4, 5]
-    assert out["priority"].iloc[0] == pytest.approx(0.5 / 0.05, rel=1e-3) and np.isnan(out["p"].iloc[-1])
+class Product:
+    """Knows systems above one arcsec only, each with C = 1/2; its operating points are 0 and 1."""
+
+    description = {"thresholds": {"fpr_1e-2": 0.0, "fpr_1e-3": 1.0}}
+
+    def query(self, theta_E, seeing, depth, threshold=None):
+        out = pd.DataFrame({"p": 0.5, "n_eff": 1e6, "in_support": np.asarray(theta_E) > 1})
+        out.attrs["threshold"] = threshold or "fpr_1e-2"
+        return out
+
+
+def test_a_catalogue_is_corrected_at_the_operating_point_asked_for():
+    logit = np.tile([-1.0, 0.5, 2.0, 2.0], 30)
+    theta = np.repeat([0.6, 1.6, 1.6], 40)
+    table = pd.DataFrame({"galaxy_id": np.arange(120), "theta_E": theta, "z_lens": 0.5, "type": "DEV", "n_images": 2,
+                          "psfsize_r": 1.2, "depth_r": 24.0, "logit": logit})  # fmt: skip
+    out = selected.correct_catalogue(table, Product(), 0)
+    assert list(out["variable"].unique()) == ["theta_E", "z_lens", "type"]
+    own = out[(out["variable"] == "theta_E") & (out["n_found"] > 0)].set_index("left")
+    assert own["n_found"].to_dict() == {0.5: 30, 1.5: 60} and own["n_true"].to_dict() == {0.5: 0, 1.5: 80}
+    assert own["corrected"].to_dict() == pytest.approx({0.5: 0.0, 1.5: 120.0}, abs=1e-3)  # each counts twice
+    strict = selected.correct_catalogue(table, Product(), 0, "fpr_1e-3")
+    dev = strict[(strict["variable"] == "type") & (strict["name"] == "DEV")].iloc[0]
+    assert (dev["n_found"], dev["n_used"], dev["n_true"]) == (60, 40, 80)
+    assert dev["corrected"] == pytest.approx(80, abs=1e-3)  # half the scores lie above 1: C is right there
+
+
+@pytest.fixture
+def stored(scratch_root):
+    """A profile with thresholds and injections, one copy of which is tilted and all found."""
+    evaluation, realism = (Stage(name, CONFIG) for name in selected.SOURCES)
+    limits = {"fpr_1e-3": {"fpr": 1e-3, "threshold": 0.5}, "fpr_1e-2": {"fpr": 1e-2, "threshold": 0.0},
+              "score_0.3": {"fpr": None, "threshold": -0.8}}  # fmt: skip
+    evaluation.write_json("thresholds.json", limits)
+    fair = make_injections(2000)
+    both = pd.concat([fair.assign(tilted=False), fair.assign(tilted=True, logit=9.0)], ignore_index=True)
+    realism.write_table("closure_injections.parquet", both)
+    evaluation.close(), realism.close()
+    return Stage("09_summary", CONFIG, inputs=selected.SOURCES)
+
+
+def test_one_command_prints_the_curves(stored, tmp_path, capsys):
+    curves, _ = selected.collect_curves(stored)
+    whole = curves[curves["variable"] == "theta_E"].groupby("threshold_name")[["n", "k"]].sum()
+    assert list(whole.index) == ["fpr_1e-2", "fpr_1e-3"] and (whole["n"] == 2000).all()  # none of the tilted
+    assert whole.loc["fpr_1e-2", "k"] == (make_injections(2000)["logit"] > 0).sum()
+    path = tmp_path / "curves.png"
+    assert main(["curves", "--profile", "smoke", "--csv", "--figure", str(path)]) == 0
+    head, text = capsys.readouterr().out.split("\n", 1)
+    assert head == "# simulated sky" and path.stat().st_size > 1000
+    assert pd.read_csv(io.StringIO(text))["completeness"].to_numpy() == pytest.approx(curves["completeness"], abs=1e-5)
+    assert main(["curves", "--profile", "smoke"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "simulated sky" in lines[0] and max(map(len, lines)) <= 120 and "parents" in " ".join(lines)
+    assert main(["curves", "--profile", "smoke", "--figure", str(tmp_path / "absent" / "x.png")]) == 2
+    assert "--figure" in capsys.readouterr().err
+
+
+def test_what_is_not_stored_is_named(stored, capsys):
+    assert main(["corrected", "--profile", "smoke"]) == 2
+    assert "07_completeness of smoke is not made yet" in capsys.readouterr().err
 
 
 def test_bad_input_is_refused():
@@ -172,5 +230,3 @@ def test_bad_input_is_refused():
         selected.trace_curves(make_injections(100)[["source_n", "logit"]], CUT)
     with pytest.raises(UserError, match="no column n_images"):
         selected.compare_images({"all": found})
-    with pytest.raises(UserError, match="purity of b"):
-        selected.rank_follow_up(pd.DataFrame({"galaxy_id": ["a", "b"]}), probability[:2], [0.1, np.nan])
