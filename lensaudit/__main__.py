@@ -54,6 +54,7 @@ def add_query(command):
     command.add_argument("--threshold", help="operating point, such as fpr_1e-3; the product's default otherwise")
     command.add_argument("--prior", help="name of a frozen prior or path of a TOML file; the map's own otherwise")
     command.add_argument("--level", type=float, default=0.95, help="of the interval: 0.68 or 0.95")
+    command.add_argument("--threshold-error", action="store_true", help="let the interval hold the threshold's error")
     command.add_argument("--csv", action="store_true", help="print comma-separated values, verdicts as comments")
     command.add_argument("--override-no-go", action="store_true", help="read a product that a gate said NO-GO to")
 

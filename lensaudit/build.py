@@ -210,26 +210,28 @@ def describe_gates(folder):
     return f"\033[31m{text}\033[0m" if failed or realism["outcome"] == "NO-GO" else text
 
 
-def command_query(folder, theta_E, seeing, depth, threshold=None, prior=None, level=0.95, csv=False,
-                  override_no_go=False):  # fmt: skip
+def command_query(folder, theta_E, seeing, depth, threshold=None, prior=None, level=0.95, threshold_error=False,
+                  csv=False, override_no_go=False):  # fmt: skip
     """Print the probability of detection at every combination of the values given, and what the product is worth."""
     from lensaudit.selection import SelectionFunction
-    from lensaudit.selection.card import list_blocks
 
     axes = {"--theta-E": theta_E, "--seeing": seeing, "--depth": depth}
     points = np.meshgrid(*(_read_numbers(name, values) for name, values in axes.items()), indexing="ij")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the verdict is printed below
         selection = SelectionFunction.load(folder, override_no_go=override_no_go)
-    found = selection.query(*(p.ravel() for p in points), threshold=threshold, prior=prior, level=level)
-    blocks = list_blocks(selection.description["realism"], selection.description.get("prior_band"))
-    verdict = "; ".join([found.attrs["closure"], *(f"NOT VALIDATED, {text}" for text in blocks)])
+    points = [p.ravel() for p in points]
+    found = selection.query(*points, threshold=threshold, prior=prior, level=level, threshold_error=threshold_error)
+    own = found.attrs
+    verdicts = {own["closure"]: own["closes"] is not True, own["realism"]: False}  # and whether each is red
+    verdicts |= {f"NOT VALIDATED, {text}": True for text in own["blocked_by"]}
+    head = f"threshold {own['threshold']}, prior {own['prior']}, interval {level:.0%}, errors of {own['errors']}"
     if csv:
-        print(f"# {verdict}\n{found.to_csv(index=False, float_format='%.6g')}", end="")
+        print("\n".join(f"# {text}" for text in (head, *verdicts)))
+        print(found.to_csv(index=False, float_format="%.6g"), end="")
         return
-    print(f"threshold {found.attrs['threshold']}, prior {found.attrs['prior']}, interval {level:.0%}\n"
-          f"{found.astype({'reason': str}).to_string(index=False, float_format='{:.4g}'.format)}")  # fmt: skip
-    print(f"\033[31m{verdict}\033[0m" if found.attrs["closes"] is not True else verdict)
+    print(f"{head}\n{found.astype({'reason': str}).to_string(index=False, float_format='{:.4g}'.format)}")
+    print("\n".join(f"\033[31m{text}\033[0m" if bad else text for text, bad in verdicts.items()))
 
 
 def command_card(profile, csv=False):
