@@ -54,9 +54,13 @@ CHECKS = {
     "arc_g_r median": "arc $g-r$, median, difference [mag]", "arc_r_z median": "arc $r-z$, median, difference [mag]",
     "regions agree, chi-squared p": r"regions of the sky agree, $p$ of $\chi^2$",
     "regions, smallest difference seen": "regions of the sky, smallest difference seen",
+    "matching, effective number of injections": "two-sample test, effective number of injections after matching",
+    "matching, arc g-r left, median": "two-sample test, arc $g-r$ left after matching, median, difference [mag]",
+    "matching, arc r-z left, median": "two-sample test, arc $r-z$ left after matching, median, difference [mag]",
 }  # fmt: skip
 FEATURE_SETS = {"hand-made": "measured features", "penultimate": "features of the network"}
-PROBES = {"": "AUC", "permutation p": "permutation $p$",
+PROBES = {"": "AUC, colours matched", "permutation p": "permutation $p$",
+          "colours not matched": "AUC, colours not matched",
           "smallest planted g-r shift seen": "smallest planted $g-r$ shift seen [mag]"}  # fmt: skip
 SAMPLES = {"targets": "training and validation lenses", "test": "test lenses", "pilot": "pilot injections",
            "panel": "human panel"}  # fmt: skip
@@ -127,6 +131,8 @@ def name_check(key):
         return f"KS distance, {name_feature(name[3:])}"
     if name.startswith("noise ratio "):
         return f"sky noise in ${name[-1]}$, ratio"
+    if name.startswith("arc_brightness_"):
+        return f"arc surface brightness in ${name[15]}$, median, difference [mag arcsec$^{{-2}}$]"
     if name.startswith("Frechet distance, "):
         layer = name.split(", ")[1]
         return f"Fréchet distance over that of random halves, {FEATURE_SETS.get(layer, layer)}"

@@ -6,6 +6,7 @@ says so in what it freezes.
 """
 
 import numpy as np
+import pandas as pd
 
 from lensaudit import rng as streams
 from lensaudit import stats
@@ -15,6 +16,8 @@ from lensaudit.audit.unfolding import is_known, refuse_scores, refuse_test_lense
 
 TARGET_COLUMNS = ("arc_radius", "psfsize_r", "depth_r", "mag_host")
 TARGET_BANDWIDTH = 0.45
+# What the two-sample test is matched in besides (SPEC 7.3, host- and colour-matched): colours of the arc, of the host.
+PROBE_COLUMNS = (*TARGET_COLUMNS, "arc_g_r", "arc_r_z", "host_g_r", "host_r_z")
 FROZEN_COLUMNS = ("arc_snr", "arc_g_r", "arc_r_z", "arc_radius", "arc_width", "arc_energy")
 
 
@@ -50,6 +53,8 @@ def weigh_to_targets(injections, targets, selection=None, columns=TARGET_COLUMNS
     selection : dict, optional
         From `unfolding.unfold_selections`; without it, or where it was refused, arcs stay as bright as drawn.
     columns : sequence of str
+        Those without a finite value among the targets are left out. A missing colour is a state of its own in arc_g_r
+        (`recovery.MISSING`) and the median elsewhere.
 
     Returns
     -------
@@ -63,7 +68,8 @@ def weigh_to_targets(injections, targets, selection=None, columns=TARGET_COLUMNS
     base = take_weights(injections)
     if is_known(selection):
         base = weigh_selection(injections, selection["log_weights"])
-    scaler = fit_scaler(targets[list(columns)], columns)
+    columns = [name for name in columns if targets[name].notna().any()]
+    scaler = fit_scaler(targets[columns], columns)
     kernel = KernelModel(injections, np.zeros(len(injections)), TARGET_BANDWIDTH, scaler, base / base.mean())
     mixture = kernel.mix(targets)
     return mixture, stats.kish_n_eff(mixture, injections["host_index"].to_numpy())
@@ -96,7 +102,8 @@ def reject_to_log_uniform(table, seed, low=2.0, high=50.0, column="arc_snr_true"
     -------
     kept : pandas.DataFrame
     weights : ndarray of shape (len(kept),)
-        One over the chance to be kept: weighted, the kept rows have the distribution of all rows inside the limits.
+        One over the chance to be kept: weighted, the kept rows have the distribution of all rows inside the limits. As
+        their column ``weight`` they count wherever injections are weighed (`recovery.take_weights`).
 
     Raises
     ------
@@ -169,3 +176,18 @@ def freeze_proposal(targets, pilot, weights, config, prior, selection=None):
         "moved": selection or {"reason": "too few lenses of train and validation to infer a selection from"},
     }  # fmt: skip
     return content | {"hash": hash_object(content)}
+
+
+def describe_moves(proposal):
+    """Return what the loop moved and what it left: medians of each frozen column, from `freeze_proposal`'s content.
+
+    Returns
+    -------
+    pandas.DataFrame
+        By column: targets, as_drawn, weighted (medians), moved (weighted minus as drawn), left (weighted minus
+        targets).
+    """
+    keys = {"targets": "targets", "as_drawn": "pilot_as_drawn", "weighted": "pilot"}
+    table = pd.DataFrame({name: {column: values[1] for column, values in proposal[key].items()}
+                          for name, key in keys.items()}, dtype=float)  # fmt: skip
+    return table.assign(moved=table["weighted"] - table["as_drawn"], left=table["weighted"] - table["targets"])

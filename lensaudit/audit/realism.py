@@ -2,8 +2,6 @@
 
 Targets and the proposal come from `calibration`; test lenses enter here. A check is GO when its interval lies inside
 the limits, NO-GO when it lies outside, else inconclusive. What the table only reports has no limits.
-
-Left for later: candidates' image statistics in the calibration.
 """
 
 from functools import partial
@@ -25,10 +23,10 @@ from lensaudit.audit.two_sample import (
     probe_classes,
     weighted_ks,
 )
-from lensaudit.constants import BANDS
+from lensaudit.constants import BANDS, PIXEL_SCALE
 from lensaudit.injection.controls import remove_lens
 from lensaudit.injection.inject import inject
-from lensaudit.photometry import depth_to_sigma
+from lensaudit.photometry import depth_to_sigma, flux_to_mag
 
 HAND_MADE = (
     "arc_snr", "arc_snr_g", "arc_snr_z", "arc_g_r", "arc_r_z", "arc_radius", "arc_width", "asymmetry", "ridge",
@@ -41,13 +39,32 @@ REGION_SMALLEST = 0.10  # difference in the recovered fraction that the test of 
 CHECK_COLUMNS = ("sample", "check", "value", "lower", "upper", "threshold", "outcome")
 
 
-def add_noise_ratio(table):
-    """Add noise_ratio_{g,r,z} = measured over expected sigma_pix, expected from psfdepth and psfsize."""
-    ratios = {
-        f"noise_ratio_{b}": table[f"sigma_pix_{b}"] / depth_to_sigma(table[f"psfdepth_{b}"], table[f"psfsize_{b}"])
-        for b in BANDS
-    }
-    return table.assign(**ratios)
+def add_derived(table, hosts=None):
+    """Add what follows from measured columns and from the survey's catalogue.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Measured lenses, or injections.
+    hosts : pandas.DataFrame, optional
+        Host table, which holds the magnitudes of injections' hosts; lenses have their own.
+
+    Returns
+    -------
+    pandas.DataFrame
+        With noise_ratio_{g,r,z}: measured over expected sigma_pix, expected from psfdepth and psfsize;
+        arc_brightness_{g,r,z} [AB mag / arcsec^2]: the mean surface brightness of what the blind measurement calls arc,
+        after the PSF, arc_flux over arc_area, NaN where arc_radius is or the flux is not positive; host_g_r, host_r_z
+        [mag]: catalogued colours of the host.
+    """
+    own = table if hosts is None else hosts.set_index("host_index").loc[table["host_index"]]
+    mag, area = {b: own[f"mag_{b}"].to_numpy() for b in BANDS}, table["arc_area"] * PIXEL_SCALE**2
+    out = {"host_g_r": mag["g"] - mag["r"], "host_r_z": mag["r"] - mag["z"]}
+    for b in BANDS:
+        expected = depth_to_sigma(table[f"psfdepth_{b}"], table[f"psfsize_{b}"])
+        out[f"noise_ratio_{b}"] = table[f"sigma_pix_{b}"] / expected
+        out[f"arc_brightness_{b}"] = flux_to_mag(table[f"arc_flux_{b}"] / area.where(table["arc_radius"].notna()))
+    return table.assign(**out)
 
 
 def judge(lower, upper, limits):
@@ -60,7 +77,7 @@ def judge(lower, upper, limits):
 
 
 def check_distributions(targets, injections, weights, config, sample):
-    """Compare S/N, colours and background noise of weighted injections with those of lenses.
+    """Compare S/N, colours, surface brightness and background noise of weighted injections with those of lenses.
 
     Returns
     -------
@@ -69,6 +86,7 @@ def check_distributions(targets, injections, weights, config, sample):
         of its resamples, cannot be computed. Ratios and differences are injections
         over (minus) lenses, intervals 95 % from resampling lenses and hosts; a ratio of S/N quantiles is NaN where one
         is not positive. KS distances carry the Dvoretzky-Kiefer-Wolfowitz margin of both samples' effective sizes.
+        Surface brightness is reported only: SPEC 7.2 fixes no limit, and one chosen now would know the numbers.
     """
     section, rows = config.realism, []
     statistics = {
@@ -77,14 +95,15 @@ def check_distributions(targets, injections, weights, config, sample):
     }  # fmt: skip
     gap = (-section.colour_offset, section.colour_offset)
     for column in ("arc_g_r", "arc_r_z"):
-        statistics[f"{column} median"] = (
-            column, lambda a, wa, b, wb: take_quantile(b, wb, 0.5) - take_quantile(a, wa, 0.5), gap)  # fmt: skip
+        statistics[f"{column} median"] = (column, _compare_medians, gap)
     for band in BANDS:
         statistics[f"noise ratio {band}"] = (
             f"noise_ratio_{band}", lambda a, wa, b, wb: _ratio(b, wb, a, wa, 0.5), section.noise_ratio)  # fmt: skip
+        statistics[f"arc_brightness_{band} median"] = (f"arc_brightness_{band}", _compare_medians, None)
+    rules = {name: f"{limits[0]:g} to {limits[1]:g}" if limits else "" for name, (_, _, limits) in statistics.items()}
     if len(targets) < 3 or len(injections) < 3:
-        rows = [(sample, name, np.nan, np.nan, np.nan, f"{limits[0]:g} to {limits[1]:g}", "inconclusive")
-                for name, (_, _, limits) in statistics.items()]  # fmt: skip
+        rows = [(sample, name, np.nan, np.nan, np.nan, rule, "inconclusive" if rule else "reported")
+                for name, rule in rules.items()]  # fmt: skip
         return pd.DataFrame(rows, columns=CHECK_COLUMNS)
     draws = _draw_weights(targets, injections, weights, config, sample)
     for name, (column, function, limits) in statistics.items():
@@ -93,8 +112,8 @@ def check_distributions(targets, injections, weights, config, sample):
         drawn = np.array([function(a, wa, b, wb) for wa, wb in draws])
         lower, upper = stats.summarise_draws(drawn)
         known = np.isfinite(value) and np.mean(~np.isfinite(drawn)) <= MAX_UNDEFINED
-        outcome = judge(lower, upper, limits) if known else "inconclusive"
-        rows.append((sample, name, value, lower, upper, f"{limits[0]:g} to {limits[1]:g}", outcome))
+        outcome = "reported" if limits is None else judge(lower, upper, limits) if known else "inconclusive"
+        rows.append((sample, name, value, lower, upper, rules[name], outcome))
     for column in ("noise_ratio_r", "rho10", "skew"):
         margin = ks_margin(targets[column], injections[column], weights, injections["host_index"])
         value = weighted_ks(targets[column], injections[column], weights)
@@ -102,6 +121,10 @@ def check_distributions(targets, injections, weights, config, sample):
         outcome = "GO" if value < KS_LIMIT and upper < KS_UPPER else "NO-GO" if lower > KS_LIMIT else "inconclusive"
         rows.append((sample, f"KS {column}", value, lower, upper, f"< {KS_LIMIT:g}, bound < {KS_UPPER:g}", outcome))
     return pd.DataFrame(rows, columns=CHECK_COLUMNS)
+
+
+def _compare_medians(a, weights_a, b, weights_b):
+    return take_quantile(b, weights_b, 0.5) - take_quantile(a, weights_a, 0.5)
 
 
 def _ratio(b, weights_b, a, weights_a, q):
@@ -152,26 +175,35 @@ def make_extractor(hosts, boxes, detector, config, bias=None):
     return extract
 
 
-def check_probe(targets, injections, weights, config, sample, layers=None, extract=None):
+def check_probe(targets, injections, weights, config, sample, layers=None, extract=None, unmatched=None):
     """Classifier two-sample test on hand-made features and, when given, on the network's, with its power.
+
+    With weights to `calibration.PROBE_COLUMNS` it asks whether lenses and injections of like conditions, hosts, arc
+    radius and colours differ in anything else. What it is conditioned on it cannot see: colours are judged by
+    `check_distributions`. The colour whose detection measures its power is planted after the matching.
 
     Parameters
     ----------
     targets, injections : pandas.DataFrame
     weights : ndarray of shape (len(injections),)
-        Injections are drawn with them, repeats kept, so that hosts and conditions match; folds are by host.
+        Injections are drawn with them, repeats kept, so that hosts, conditions and colours match; folds are by host.
     config : lensaudit.config.Config
     sample : str
     layers : dict of layer -> ndarray of shape (len(targets), D), optional
         The detector's features of the lenses, "penultimate" among them; lenses it trained on do not belong here.
     extract : callable, optional
         From `make_extractor`. Without it only the measured colour is shifted, and no layer is compared.
+    unmatched : ndarray of shape (len(injections),), optional
+        Weights that leave the colours as they are. Under them the hand-made features are probed once more, and layers
+        are compared: matching in colours repeats injections so often that halves of them differ for that alone.
 
     Returns
     -------
     checks : pandas.DataFrame
-        Columns `CHECK_COLUMNS`: AUC of each probe with its null and its power, and the Frechet distance of each layer
-        over that of random halves of the injections (lower, upper: over the null's 95 % range), reported only.
+        Columns `CHECK_COLUMNS`: AUC of each probe with its null and its power; reported only, how many injections the
+        matching leaves (Kish, by host) and what of the arcs' colours (median of those drawn minus that of the lenses),
+        and the Frechet distance of each layer over that of random halves of the injections (lower, upper: over
+        the null's 95 % range).
     power : pandas.DataFrame
         features, shift, auc, power (`two_sample.measure_power`).
     distances : pandas.DataFrame
@@ -182,9 +214,7 @@ def check_probe(targets, injections, weights, config, sample, layers=None, extra
         rows = _describe_probe(sample, "hand-made", lost, config.realism.c2st_limit)
         power = pd.DataFrame(columns=["shift", "auc", "power", "features"])
         return pd.DataFrame(rows, columns=CHECK_COLUMNS), power, compare_layers({}, {}, (), config, sample)
-    generator = streams.make_stream(config.seed, "audit/realism/match", sample)
-    size = min(len(injections), 3 * max(len(targets), 50))
-    drawn = np.sort(generator.choice(len(injections), size=size, replace=True, p=weights / weights.sum()))
+    drawn = _draw_rows(injections, weights, len(targets), config, sample)
     unique, back = np.unique(drawn, return_inverse=True)
     own, host = injections.iloc[unique], injections["host_index"].to_numpy()[drawn]
     known, found = layers or {}, {0.0: (extract or _shift_colour)(own, 0.0)}
@@ -206,12 +236,40 @@ def check_probe(targets, injections, weights, config, sample, layers=None, extra
         label = f"C2ST {name}, smallest planted g-r shift seen"
         rows.append((sample, label, find_smallest(table), np.nan, np.nan, "", "reported"))
         powers.append(table.assign(features=name))
-    injected = {name: take(name, 0.0) for name in known} if extract is not None else {}
+    rows += _describe_matching(targets, injections, weights, drawn, sample)
+    if unmatched is not None:
+        drawn = _draw_rows(injections, unmatched, len(targets), config, sample)
+        host, b = injections["host_index"].to_numpy()[drawn], injections[list(HAND_MADE)].to_numpy(dtype=float)[drawn]
+        row = probe_classes(hand_made, b, targets["galaxy_id"], host, config, f"{sample}/hand-made")
+        bounds = (row["auc"], row["lower"], row["upper"])
+        rows.append((sample, "C2ST hand-made, colours not matched", *bounds, "", "reported"))
+    injected = _extract_layers(extract, injections, drawn, known) if known and extract is not None else {}
     distances = compare_layers({k: known[k] for k in injected}, injected, host, config, sample)
     for row in distances.itertuples():
         rows.append((sample, f"Frechet distance, {row.layer}, over that of halves", row.ratio,
                      row.distance / row.null_upper, row.distance / row.null_lower, "", "reported"))  # fmt: skip
     return pd.DataFrame(rows, columns=CHECK_COLUMNS), pd.concat(powers, ignore_index=True), distances
+
+
+def _draw_rows(injections, weights, n_targets, config, sample):
+    generator = streams.make_stream(config.seed, "audit/realism/match", sample)
+    size = min(len(injections), 3 * max(n_targets, 50))
+    return np.sort(generator.choice(len(injections), size=size, replace=True, p=weights / weights.sum()))
+
+
+def _extract_layers(extract, injections, drawn, names):
+    unique, back = np.unique(drawn, return_inverse=True)
+    found = extract(injections.iloc[unique], 0.0)
+    return {name: found[name][back] for name in names}
+
+
+def _describe_matching(targets, injections, weights, drawn, sample):
+    rows = [("effective number of injections", stats.kish_n_eff(weights, injections["host_index"].to_numpy()))]
+    for name, column in (("arc g-r left, median", "arc_g_r"), ("arc r-z left, median", "arc_r_z")):
+        lens, own = (take_quantile(table[column].to_numpy(dtype=float), np.ones(len(table)), 0.5)
+                     for table in (targets, injections.iloc[drawn]))  # fmt: skip
+        rows.append((name, own - lens))
+    return [(sample, f"matching, {name}", value, np.nan, np.nan, "", "reported") for name, value in rows]
 
 
 def _shift_colour(table, shift):

@@ -8,6 +8,13 @@ from lensaudit.wording import FEATURE_SETS, SAMPLES, name_check
 
 PANELS = ("arc_snr", "arc_g_r", "arc_r_z", "arc_radius", "arc_width", "asymmetry", "ridge", "noise_ratio_r")
 RANGES = {"arc_snr": (-5, 60), "arc_g_r": (-1, 2), "arc_r_z": (-1, 2), "noise_ratio_r": (0.85, 1.15), "ridge": (0, 5)}
+# Panels of the validation: what is measured how, and its unit.
+ESTIMATORS = {
+    "arc_snr": ("flux over error, 4–16 pixels", "S/N"), "arc_energy": ("antisymmetric energy", "S/N"),
+    "arc_brightness_r": ("surface brightness after PSF", "brightness [mag arcsec$^{-2}$]"),
+    "arc_g_r": ("arc colour", "$g-r$ [mag]"), "arc_r_z": ("arc colour", "$r-z$ [mag]"),
+    "arc_width": ("arc width", "width [arcsec]"),
+}  # fmt: skip
 
 
 def _stack(targets, injections, weights, columns):
@@ -172,7 +179,7 @@ def plot_power(power, distances, limit, simulated=True):
 
 
 def plot_estimators(validation, simulated=True):
-    """Show the blind signal-to-noise estimators against the ideal observer's where truth is known.
+    """Show the blind estimators against truth, median and 16-84 per cent range in bins of the truth.
 
     Parameters
     ----------
@@ -180,18 +187,22 @@ def plot_estimators(validation, simulated=True):
         From `estimators.validate_populations`.
     simulated : bool
     """
-    fig, axes = new_figure("text", 2.6, 1, 2, sharey=True)
-    for axis, name in zip(axes, ("arc_snr", "arc_energy"), strict=True):
-        part = validation[validation["estimator"] == name]
-        for (population, own), (colour, mark) in zip(part.groupby("population"), (("blue", "o-"), ("vermilion", "s--")),
-                                                     strict=False):  # fmt: skip
+    fig, axes = new_figure("text", 4.4, 2, 3)
+    looks = {"injections": ("blue", "o-"), "lenses": ("vermilion", "s--")}
+    shown = validation[validation["binned_by"] == "truth"]
+    for axis, (name, (title, unit)) in zip(axes.flat, ESTIMATORS.items(), strict=True):
+        part = shown[shown["estimator"] == name]
+        if unit == "S/N":
+            axis.set(xscale="log", yscale="symlog")
+        for population, own in part.groupby("population"):
+            colour, mark = looks[population]
             errors = np.clip([own["median"] - own["lower"], own["upper"] - own["median"]], 0, None)
             axis.errorbar(own["median_true"], own["median"], errors, fmt=mark, color=COLOURS[colour], ms=3,
                           label=population)  # fmt: skip
-        limits = np.array([2.0, 150.0])
-        axis.plot(limits, limits, color="0.6", lw=0.8, label="equal")
-        axis.set(xlabel=label("arc_snr_true"), xscale="log", yscale="symlog")
-        axis.set_title({"arc_snr": "flux over error, 4–16 pixels", "arc_energy": "antisymmetric energy"}[name], pad=3)
-    axes[0].set_ylabel("blind S/N")
-    axes[0].legend()
+        if len(part):
+            limits = [part["median_true"].min(), part["median_true"].max()]
+            axis.plot(limits, limits, color="0.6", lw=0.8, label="equal")
+        axis.set(xlabel=f"true {unit}", ylabel=f"blind {unit}")
+        axis.set_title(title, pad=3)
+    fig.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return mark_simulated(fig, simulated)

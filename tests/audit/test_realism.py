@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from lensaudit.artifacts import UserError
 from lensaudit.audit import calibration, estimators, rates, realism, two_sample, unfolding
 from lensaudit.audit.recovery import COVARIATES
 from lensaudit.config import load_config
+from lensaudit.figures import realism as figures
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,7 +33,8 @@ def make_measurements(n, seed, **shift):
         mag_host=generator.normal(19, 0.7, n), detectability=generator.random(n), host_index=np.arange(n) // 2,
         galaxy_id=[f"{seed}-{i}" for i in range(n)], split="train", tier="A",
         arc_energy=np.exp(generator.normal(2, 0.5, n)), arc_g_r=generator.normal(0.4, 0.3, n),
-        arc_r_z=generator.normal(0.5, 0.3, n),
+        arc_r_z=generator.normal(0.5, 0.3, n), host_g_r=generator.normal(1.6, 0.3, n),
+        host_r_z=generator.normal(1.0, 0.2, n), **{f"arc_brightness_{b}": generator.normal(25, 0.6, n) for b in "grz"},
         **{f"noise_ratio_{b}": generator.normal(1, 0.02, n) for b in "grz"},
     )  # fmt: skip
     for name, value in shift.items():
@@ -78,8 +81,13 @@ def test_a_match_is_go_and_a_wrong_colour_is_not():
     assert "NO-GO" not in set(good)
     bad = realism.check_distributions(lenses, red, weights, CONFIG, "test").set_index("check")["outcome"]
     assert bad["arc_g_r median"] == "NO-GO"
+    faint = same.assign(arc_brightness_r=same["arc_brightness_r"] + 2.0)
+    moved = realism.check_distributions(lenses, faint, weights, CONFIG, "test").set_index("check")
+    row = moved.loc["arc_brightness_r median"]
+    assert row["outcome"] == "reported" and row["lower"] < 2.0 < row["upper"] and row["lower"] > 1.5
+    assert moved.loc["arc_brightness_g median", "lower"] < 0 < moved.loc["arc_brightness_g median", "upper"]
     few = realism.check_distributions(lenses.head(2), same, weights, CONFIG, "test")
-    assert set(few["outcome"]) == {"inconclusive"}
+    assert set(few["outcome"]) == {"inconclusive", "reported"}
 
 
 def test_what_cannot_be_computed_is_inconclusive_and_gives_no_power():
@@ -113,11 +121,44 @@ def test_probe_sees_a_planted_colour_and_nothing_in_a_match():
     assert wrong.loc["C2ST hand-made, permutation p", "value"] == pytest.approx(1 / 200)
 
 
+def check_colours(lenses, injections):
+    """Return the probe's rows, as chapter 06 makes them: matched in colours, and not."""
+    plain, _ = calibration.weigh_to_targets(injections, lenses)
+    matched, _ = calibration.weigh_to_targets(injections, lenses, None, calibration.PROBE_COLUMNS)
+    checks, power, _ = realism.check_probe(lenses, injections, matched, CONFIG, "test", unmatched=plain)
+    return checks.set_index("check"), power
+
+
+def test_the_matched_probe_is_blind_to_colour_alone_and_the_planted_colour_is_caught():
+    lenses, red = make_measurements(250, 8), make_measurements(2500, 10, arc_g_r=0.4, arc_r_z=-0.4, host_g_r=0.2)
+    checks, power = check_colours(lenses, red)
+    matched, plain = checks.loc["C2ST hand-made"], checks.loc["C2ST hand-made, colours not matched"]
+    assert matched["outcome"] == "GO" and matched["lower"] < 0.56 and matched["value"] < 0.62
+    assert plain["lower"] > CONFIG.realism.c2st_limit and plain["outcome"] == "reported"
+    assert abs(checks.loc["matching, arc g-r left, median", "value"]) < 0.12
+    assert 100 < checks.loc["matching, effective number of injections", "value"] < 2500
+    assert checks.loc["C2ST hand-made, smallest planted g-r shift seen", "value"] <= 0.4
+    assert power["power"].iloc[0] <= 0.06 and power["power"].iloc[-1] == 1.0
+
+
+def test_the_matched_probe_sees_what_is_not_colour_and_colours_out_of_reach():
+    lenses = make_measurements(250, 8)
+    for shift in ({"arc_width": 1.2, "arc_g_r": 0.3}, {"arc_g_r": 3.0}):
+        checks, _ = check_colours(lenses, make_measurements(2500, 10, **shift))
+        assert checks.loc["C2ST hand-made", "outcome"] == "NO-GO"
+
+
+def test_colours_no_lens_has_are_left_out_of_the_matching():
+    lenses, pilot = make_measurements(60, 8).assign(host_r_z=np.nan), make_measurements(300, 9)
+    weights, n_eff = calibration.weigh_to_targets(pilot, lenses, None, calibration.PROBE_COLUMNS)
+    assert np.isfinite(weights).all() and n_eff > 5
+
+
 @pytest.mark.parametrize(("n_lenses", "n_injections"), [(0, 40), (5, 3), (5, 0), (0, 0)])
 def test_too_few_for_a_probe_are_inconclusive(n_lenses, n_injections):
     lenses, injections = make_measurements(60, 8).head(n_lenses), make_measurements(60, 9).head(n_injections)
     weights = np.full(n_injections, 1 / max(n_injections, 1))
-    checks, power, distances = realism.check_probe(lenses, injections, weights, CONFIG, "test")
+    checks, power, distances = realism.check_probe(lenses, injections, weights, CONFIG, "test", unmatched=weights)
     assert checks["outcome"].iloc[0] == "inconclusive" and power.empty and distances.empty
     assert set(checks["outcome"].iloc[1:]) == {"reported"}
 
@@ -170,6 +211,14 @@ def test_rejection_flattens_the_s_n_and_its_weights_undo_it():
         raw = two_sample.weighted_ks(inside[name], kept[name])
         assert two_sample.weighted_ks(inside[name], kept[name], weights) < 0.03 < 0.1 < raw
     assert weights.sum() == pytest.approx(len(inside), rel=0.03)
+    # In the column `weight` they give whatever weighs injections the table that was rejected from.
+    few, targets = make_measurements(6000, 20), make_measurements(200, 21)
+    few = few.assign(injection_id=np.arange(6000), arc_snr_true=few["arc_energy"])
+    few = few[few["arc_energy"].between(2.0, 50.0)].reset_index(drop=True)
+    even, undo = calibration.reject_to_log_uniform(few, 1, 2.0, 50.0, per_bin=30)
+    one, two, raw = (calibration.take_quantile(t["arc_energy"].to_numpy(), calibration.weigh_to_targets(t, targets)[0],
+                                               0.9) for t in (few, even.assign(weight=undo), even))  # fmt: skip
+    assert two == pytest.approx(one, rel=0.12) and raw > 1.2 * one
     shuffled, _ = calibration.reject_to_log_uniform(table.sample(frac=1.0, random_state=0), 1, 2.0, 50.0)
     assert set(shuffled["injection_id"]) == set(kept["injection_id"])
     with pytest.raises(UserError, match="arc_snr_true is missing"):
@@ -199,6 +248,10 @@ def test_the_calibration_moves_the_brightness_and_freezes_what_it_moved():
     frozen = calibration.freeze_proposal(lenses, pilot, weights, CONFIG, {}, selection)
     assert frozen["moved"]["hash"] == selection["hash"] and frozen["moved"]["log_weights"] == selection["log_weights"]
     assert frozen["pilot_as_drawn"]["arc_energy"][1] < frozen["pilot"]["arc_energy"][1]
+    moves = calibration.describe_moves(frozen)
+    assert abs(moves.loc["arc_energy", "left"]) < moves.loc["arc_energy", "moved"]
+    assert abs(moves.loc["arc_g_r", "moved"]) < 0.05
+    assert moves.loc["arc_snr", "targets"] == pytest.approx(lenses["arc_snr"].median(), rel=0.02)
     other = calibration.freeze_proposal(lenses, pilot, weights, CONFIG, {})
     assert "too few" in other["moved"]["reason"] and other["hash"] != frozen["hash"]
 
@@ -298,9 +351,90 @@ def test_distances_against_closed_forms():
                       np.sum(1.0 / np.vstack([x, y]).std(axis=0) ** 2), rtol=0.1)  # fmt: skip
 
 
+def test_derived_columns_are_those_of_their_definitions():
+    """A disc of 25 mag / arcsec^2 over any number of pixels reads 25; dust and noise do not enter."""
+    table = make_measurements(4, 22).drop(columns=[f"arc_brightness_{b}" for b in "grz"])
+    table = table.assign(arc_area=[10, 40, 90, 3], arc_radius=[1.0, 1.2, 1.5, np.nan])
+    for b in "grz":
+        flux = 10.0 ** (-0.4 * (25.0 - 22.5)) * table["arc_area"] * 0.262**2
+        table = table.assign(**{f"arc_flux_{b}": flux, f"sigma_pix_{b}": 0.01, f"psfdepth_{b}": 900.0,
+                                f"psfsize_{b}": 1.3})  # fmt: skip
+    table.loc[2, "arc_flux_z"] = -1.0
+    hosts = pd.DataFrame({"host_index": [0, 1], "mag_g": [20.0, 21.0], "mag_r": [19.0, 20.5], "mag_z": [18.5, 19.0]})
+    out = realism.add_derived(table, hosts)
+    assert np.allclose(out["arc_brightness_r"].head(3), 25.0) and np.isnan(out["arc_brightness_r"].iloc[3])
+    assert np.isnan(out["arc_brightness_z"].iloc[2])
+    assert list(out["host_g_r"]) == [1.0, 1.0, 0.5, 0.5] and list(out["host_r_z"]) == [0.5, 0.5, 1.5, 1.5]
+    own = realism.add_derived(table.assign(mag_g=20.0, mag_r=19.0, mag_z=18.0))
+    assert set(own["host_r_z"]) == {1.0} and np.allclose(own["noise_ratio_r"], out["noise_ratio_r"])
+
+
 def test_estimators_are_held_against_truth():
     table = make_measurements(500, 11)
-    out = estimators.validate_estimators(table, 2.0 * table["arc_snr"])
-    assert np.allclose(out["ratio"], 0.5, rtol=0.02)
+    out = estimators.validate_estimator(table["arc_snr"], 2.0 * table["arc_snr"], estimators.SNR_EDGES)
+    assert np.allclose(out["bias"], 0.5) and np.allclose(out["scatter"], 0.0, atol=1e-12)
     summary = estimators.summarise_snr(table, "x").iloc[0]
     assert np.isclose(summary["below_5"], (table["arc_snr"] < 5).mean())
+
+
+def test_bias_and_scatter_of_a_noisy_estimator_come_back():
+    generator = np.random.default_rng(23)
+    true, noise = generator.uniform(0.0, 1.0, 8000), generator.normal(0.2, 0.3, 8000)
+    blind = np.where(generator.random(8000) < 0.25, np.nan, true + noise)
+    snr = generator.uniform(5.0, 20.0, 8000)
+    out = estimators.validate_estimator(blind, true, estimators.SNR_EDGES, "difference", snr)
+    assert list(out["low"]) == [5, 10] and out["n"].sum() + out["n_unmeasured"].sum() == 8000
+    assert np.allclose(out["bias"], 0.2, atol=0.03) and np.allclose(out["scatter"], 0.3, atol=0.02)
+    assert np.allclose(out["n_unmeasured"] / (out["n"] + out["n_unmeasured"]), 0.25, atol=0.02)
+
+
+def make_validated(n=300):
+    """Injections and lenses whose blind numbers are their truth seen through dust, and the truth table."""
+    generator = np.random.default_rng(24)
+    mag = {b: m + generator.normal(0, 0.3, n) for b, m in (("g", 23.4), ("r", 23.0), ("z", 22.6))}
+    dust = {"g": 0.8, "r": 0.9, "z": 0.95}
+    seen = {b: mag[b] - 2.5 * np.log10(dust[b]) for b in "grz"}
+    snr, brightness = np.exp(generator.normal(3, 0.5, n)), generator.normal(25, 0.5, n)
+    hosts = pd.DataFrame({"host_index": [7], **{f"mw_transmission_{b}": [dust[b]] for b in "grz"}})
+    injections = make_measurements(n, 25).assign(
+        host_index=7, arc_snr=snr, arc_snr_true=snr, arc_surface_brightness=brightness,
+        arc_brightness_r=brightness - 2.5 * np.log10(0.9), arc_g_r=seen["g"] - seen["r"], arc_r_z=seen["r"] - seen["z"],
+        **{f"mag_lensed_{b}": mag[b] for b in "grz"})  # fmt: skip
+    depth, size = 2000.0, 1.2
+    flux = {f"flux_lensed_{b}": 10 ** (-0.4 * (seen[b] - 22.5)) for b in "grz"}
+    # White noise of sigma per pixel over a Gaussian PSF of this size: sigma^2 = 1 / (psfdepth A), A = 4 pi s^2.
+    sigma = 1.0 / np.sqrt(depth * 4 * np.pi * (size / 2.3548 / 0.262) ** 2)
+    blind = 22.5 - 2.5 * np.log10((snr * sigma) ** 2 / flux["flux_lensed_r"] / 0.262**2)
+    lenses = injections.assign(psfdepth_r=depth, psfsize_r=size, arc_brightness_r=blind)
+    truth = pd.DataFrame({"galaxy_id": lenses["galaxy_id"], "snr_true": snr} | flux)
+    return injections, hosts, lenses, truth
+
+
+def test_blind_numbers_that_are_the_truth_show_no_bias_on_either_side():
+    injections, hosts, lenses, truth = make_validated()
+    rendered = injections.assign(arc_width=1.0, arc_width_true=1.3)
+    out = estimators.validate_populations(injections, hosts, lenses, truth.iloc[::-1], rendered)
+    exact = out[~out["estimator"].isin(["arc_energy", "arc_width"])]
+    right = exact["error"].map({"ratio": 1.0, "difference": 0.0})
+    assert np.allclose(exact["bias"], right, atol=2e-3) and np.allclose(exact["scatter"], 0.0, atol=2e-3)
+    assert set(exact["population"]) == {"injections", "lenses"} and set(out["binned_by"]) == {"truth", "arc_snr_true"}
+    width = out[out["estimator"] == "arc_width"]
+    assert np.allclose(width["bias"], -0.3) and set(width["population"]) == {"injections"}
+    table = estimators.tabulate_bias(out)
+    assert list(table.index.get_level_values(0).unique()) == list(estimators.ESTIMATORS)
+    assert table.loc[("arc_g_r", "difference", "lenses")].str.contains(r"0.00 ± 0.00 \(\d+\)").any()
+    alone = estimators.validate_populations(injections, hosts, lenses)
+    assert "arc_width" not in set(alone["estimator"]) and set(alone["population"]) == {"injections"}
+    figure = figures.plot_estimators(out)
+    assert [axis.get_title() for axis in figure.axes] == [title for title, _ in figures.ESTIMATORS.values()]
+    assert all(re.search(r"\[.+\]|S/N", axis.get_xlabel()) for axis in figure.axes)
+    assert len(figures.plot_estimators(alone).axes) == 6
+
+
+def test_the_true_width_is_that_of_a_ring_of_known_width(monkeypatch):
+    """A Gaussian ring of radius R and scatter s, far from the centre, has the radial variance s^2 (1 - s^2/R^2)."""
+    y, x = np.mgrid[-32:33, -32:33] * 0.262
+    ring = np.exp(-0.5 * ((np.hypot(x, y) - 4.0) / 0.5) ** 2)[None, None]
+    monkeypatch.setattr(estimators, "render_table", lambda *args: (ring, None))
+    width = estimators.measure_widths(pd.DataFrame({"injection_id": [1]}), None, CONFIG)["arc_width_true"].iloc[0]
+    assert width == pytest.approx(2.3548 * 0.5 * np.sqrt(1 - 0.5**2 / 4.0**2), rel=0.01)
