@@ -235,7 +235,7 @@ def close_stress(name, sky, held, injected, twins, config, shares):
         row = make_empty_row()
         if found is not None:
             weighted = injected.assign(weight=unfolding.weigh_selection(injected, found["log_weights"]))
-            choice = choose_model(weighted, injected["logit"] > threshold, config)
+            choice = choose_model(weighted, {point: injected["logit"] > threshold}, config)[point]
             row, _ = closure.close_conditional(lenses_left, injected, threshold, choice, config, f"{point}/{name}",
                                                found)  # fmt: skip
         supported = lenses_left[closure.find_supported(lenses_left, injected, config)[0]].reset_index(drop=True)

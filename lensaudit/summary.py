@@ -272,12 +272,14 @@ def _collect_population(stage):
 
 def _collect_skies():
     """Bias and chi-squared of closure over many skies at the headline's rate, from the stored benchmark."""
-    summary = read_skies() or {"points": {}, "n_skies": 0, "n_trained": 0}
-    rows, out = summary["points"].get(HEADLINE, {}), {"max_bias": MAX_BIAS, "min_trained": MIN_TRAINED}
+    summary = read_skies() or {"points": {}, "trained": {}, "n_skies": 0, "n_trained": 0}
+    rows, own = (summary[part].get(HEADLINE, {}) for part in ("points", "trained"))
+    out = {"max_bias": MAX_BIAS, "min_trained": MIN_TRAINED}
     out |= {key: summary[key] for key in ("n_skies", "n_trained")}
     for name in ("headline", "calibrated", "oracle", "twins"):
         keys = ("recall", "predicted", "bias", "bias_lower", "bias_upper", "chi2", "chi2_lower", "chi2_upper", "passes")
         out |= {f"{name}_{key}": rows.get(name, {}).get(key) for key in keys}
+        out |= {f"trained_{name}_{key}": own.get(name, {}).get(key) for key in keys[:-3]}
     return out
 
 

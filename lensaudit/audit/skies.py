@@ -103,8 +103,9 @@ def read_skies(path=None):
     Returns
     -------
     dict or None
-        points (of `summarise_skies`), n_skies, n_trained (skies with a detector of their own), detectors (their ids),
-        passes (the headline row, with at least `MIN_TRAINED` trained skies); None when there is no table yet.
+        points (of `summarise_skies`), trained (the same of the skies with a detector of their own alone), n_skies,
+        n_trained, detectors (their ids), passes (the headline row, with at least `MIN_TRAINED` trained skies); None
+        when there is no table yet.
 
     Raises
     ------
@@ -117,15 +118,16 @@ def read_skies(path=None):
     stored = read_json(path)
     try:
         rows = pd.DataFrame(stored["rows"], columns=stored["columns"])
-        trained = sum(bool(sky["trained"]) for sky in stored["skies"])
+        trained = [sky["seed"] for sky in stored["skies"] if sky["trained"]]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path.name}: not a table of skies ({error}); run benchmarks/closure_skies.py again") from None
     points = summarise_skies(rows)
     row, point = HEADLINE
     good = bool(points.get(point, {}).get(row, {}).get("passes"))
-    return {"points": points, "n_skies": len(stored["skies"]), "n_trained": trained,
+    return {"points": points, "trained": summarise_skies(rows[rows["seed"].isin(trained)]),
+            "n_skies": len(stored["skies"]), "n_trained": len(trained),
             "detectors": sorted({str(sky["detector"]) for sky in stored["skies"]}),
-            "passes": good and trained >= MIN_TRAINED}  # fmt: skip
+            "passes": good and len(trained) >= MIN_TRAINED}  # fmt: skip
 
 
 def describe_skies(summary):
