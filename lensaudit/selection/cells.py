@@ -11,6 +11,7 @@ from lensaudit.audit.completeness import AXES, make_edges
 
 LEVELS = (0.68, 0.95)
 N_DRAWS = 4000
+TWO_SIDED = 1.959964  # standard deviations of a normal variable to either end of its 95 % interval
 
 
 @dataclass
@@ -23,7 +24,8 @@ class Cells:
         Centres, of any of theta_E [arcsec], seeing [arcsec], depth [mag].
     table : pandas.DataFrame
         Row-major over the axes: p, alpha and beta of its Beta distribution (NaN where p is exact), sufficient, reason;
-        sigma_threshold where the error of the operating point is known.
+        where the error of the operating point is known, threshold_down and threshold_up, how far its 95 % interval
+        moves p.
     key : str
         Names the random stream: cells of one key draw the same numbers wherever they enter.
     """
@@ -75,8 +77,8 @@ class Cells:
         """Return `n` draws of the probability of each cell of `numbers`, ndarray of shape (n, len(numbers)).
 
         A cell's draws do not depend on which others are drawn; cells without a number give NaN. With `threshold_error`
-        all cells move together, by sigma_threshold times one normal deviate per draw: a higher threshold finds less
-        everywhere. (The stored bounds of a cell know the distribution itself, of which these keep the width.)
+        all cells move together, since a higher threshold finds less everywhere: by one normal deviate per draw, of
+        another width up than down. Draws may then leave 0 to 1, so that their means stay what they are.
         """
         out = np.empty((n, len(numbers)))
         p, alpha, beta = (self.table[c].to_numpy(dtype=float) for c in ("p", "alpha", "beta"))
@@ -86,9 +88,10 @@ class Cells:
                 out[:, column] = generator.beta(alpha[number], beta[number], n)
             else:
                 out[:, column] = p[number]
-        if threshold_error and "sigma_threshold" in self.table:
-            moved = streams.make_stream(seed, f"selection/threshold/{self.key}").standard_normal((n, 1))
-            out = np.clip(out + moved * self.table["sigma_threshold"].fillna(0.0).to_numpy()[numbers], 0.0, 1.0)
+        if threshold_error and "threshold_up" in self.table:
+            moved = streams.make_stream(seed, f"selection/threshold/{self.key}").standard_normal((n, 1)) / TWO_SIDED
+            down, up = (self.table[c].to_numpy()[numbers] for c in ("threshold_down", "threshold_up"))
+            out += moved * np.where(moved < 0, down, up)
         return out
 
 
@@ -109,6 +112,28 @@ def broadcast_points(theta_E, seeing, depth, others=()):
     except (TypeError, ValueError) as error:
         raise UserError(f"query: theta_E, seeing, depth must be numbers that broadcast ({error})") from None
     return dict(zip(AXES, (np.atleast_1d(v).ravel() for v in values), strict=True))
+
+
+def measure_moves(cells):
+    """Return how far the threshold's 95 % interval moves p down and up, from bounds without and with its error.
+
+    Parameters
+    ----------
+    cells : pandas.DataFrame
+        p, lower_95, upper_95, lower_total, upper_total, sigma_threshold; the first four hold each other's quadrature,
+        as `error_terms.add_threshold_error` makes it.
+
+    Returns
+    -------
+    down, up : ndarray
+        0 where nothing is known. A lower bound at 0 is cut: there the standard deviation tells, as far as to 0.
+    """
+    p = cells["p"].to_numpy(dtype=float)
+    down, up = (np.sqrt(np.maximum((cells[f"{side}_total"] - p) ** 2 - (cells[f"{side}_95"] - p) ** 2, 0.0)).to_numpy()
+                for side in ("lower", "upper"))  # fmt: skip
+    wide = np.maximum(down, TWO_SIDED * cells["sigma_threshold"].to_numpy(dtype=float))
+    down = np.where(cells["lower_total"].to_numpy() > 0, down, np.minimum(wide, p))
+    return np.nan_to_num(down), np.nan_to_num(up)
 
 
 def check_level(level):

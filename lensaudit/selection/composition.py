@@ -42,8 +42,29 @@ class Selection:
         parts = self.parts(threshold, prior, threshold_error)
         places, reason, _ = _locate(parts, values)
         unique, inverse = _find_unique(parts, places)
-        drawn = _multiply_draws(parts, unique, n, seed, threshold_error)
+        drawn = np.clip(_multiply_draws(parts, unique, n, seed, threshold_error), 0.0, 1.0)
         return np.where(reason == 0, drawn[:, inverse], np.nan)
+
+    def draw_centred(self, values, p, threshold=None, prior=None, threshold_error=False):
+        """Return draws at points to be summed, ndarray of shape (N_DRAWS, N): of mean p, 0 outside the support.
+
+        The mean of a Jeffreys posterior lies nearer to 1/2 than k/n, by little in a cell and the same way in all, so
+        that it would not average out. The error of the threshold comes on top, as lopsided as it is.
+
+        Parameters
+        ----------
+        values : dict of axis -> ndarray of shape (N,)
+        p : ndarray of shape (N,)
+            From `query` there; NaN outside the support.
+        threshold, prior, threshold_error
+            As for `query`.
+        """
+        parts = self.parts(threshold, prior, threshold_error)
+        unique, inverse = _find_unique(parts, _locate(parts, values)[0])
+        drawn = _multiply_draws(parts, unique)
+        centre = drawn.mean(axis=0)
+        drawn = _multiply_draws(parts, unique, threshold_error=True) if threshold_error else drawn
+        return np.nan_to_num((drawn - centre)[:, inverse] + p)
 
 
 def _locate(parts, values):
@@ -188,7 +209,7 @@ class ComposedSelection(Selection):
         p, drawn = np.ones(unique.shape[1]), _multiply_draws(parts, unique, threshold_error=threshold_error)
         for part, numbers in zip(parts, unique, strict=True):
             p *= part.table["p"].to_numpy(dtype=float)[numbers]
-        lower, upper = stats.summarise_draws(drawn, level) if len(p) else (p, p)
+        lower, upper = np.clip(stats.summarise_draws(drawn, level), 0.0, 1.0) if len(p) else (p, p)
         with np.errstate(divide="ignore"):
             n_eff = np.maximum(p * (1 - p) / np.var(drawn, axis=0) - 1.0, 0.0)
         for name, column in (("p", p), ("lower", lower), ("upper", upper), ("n_eff", n_eff)):

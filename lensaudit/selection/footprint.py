@@ -8,6 +8,7 @@ import pandas as pd
 from lensaudit import photometry, stats
 from lensaudit.artifacts import UserError, read_table
 from lensaudit.audit.completeness import assign_columns
+from lensaudit.selection.cells import broadcast_points
 
 # Depths [mag] that no inverse variance of a survey as deep as this takes: a column of them is a table in magnitudes.
 MAGNITUDES = (17.0, 28.0)
@@ -94,7 +95,10 @@ def find_conditions(selection, footprint):
 
 def explain_missing(found, missing):
     """Return the reason that most of `missing`, the weight of each row of a query without support, is missing for."""
-    worst = pd.Series(missing).groupby(found["reason"].astype(str).to_numpy()).sum().idxmax()
+    reason = found["reason"].astype(str)
+    kind = reason.str.replace(r"[\d.]+", "", regex=True).to_numpy()  # one reason, whatever effective size it names
+    most = kind == pd.Series(missing).groupby(kind).sum().idxmax()
+    worst = pd.Series(missing[most]).groupby(reason[most].to_numpy()).sum().idxmax()
     return "seeing or depth outside the grid, or not a number" if worst == "not a number" else worst
 
 
@@ -126,9 +130,7 @@ def average_footprint(selection, footprint=None, threshold=None, prior=None, lev
     Notes
     -----
     Cells are drawn independently of each other, but for the error of the threshold, which moves all together; weights
-    are taken as exact. A factor of a product is taken at the centre of each cell. The draws of the mean are centred on
-    p: the mean of a Jeffreys posterior lies nearer to 1/2 than k/n, by little in a cell and the same way in all, so
-    that it would not average out.
+    are taken as exact. A factor of a product is taken at the centre of each cell. Draws are centred on p.
     """
     conditions = find_conditions(selection, footprint)
     theta, weight = selection.product.axes["theta_E"], conditions["weight"].to_numpy()
@@ -139,17 +141,16 @@ def average_footprint(selection, footprint=None, threshold=None, prior=None, lev
     total = share.sum(axis=1)
     scale = np.where((total > 0) & (1.0 - total <= max_missing + 1e-9), total, np.nan)
     if np.isnan(scale).all():
-        why = explain_missing(found, np.where(support, 0.0, weight).ravel())
-        least = 1.0 - total.max()
+        least, best = 1.0 - total.max(), np.arange(len(theta))[:, None] == total.argmax()
+        why = explain_missing(found, np.where(best & ~support, weight, 0.0).ravel())
         more = f"; more than the {max_missing:.0%} allowed by max_missing" if least < 1 else ""
         raise UserError(f"average: {least:.0%} of the footprint or more lies outside the support at every Einstein "
                         f"radius (mostly: {why}){more}")  # fmt: skip
-    drawn = selection.draw(*points, threshold=threshold, prior=prior, threshold_error=threshold_error)
-    drawn = drawn.reshape(-1, len(theta), len(weight))
+    drawn = selection.draw_centred(broadcast_points(*points), found["p"].to_numpy(), threshold, prior, threshold_error)
     p = (share * found["p"].fillna(0.0).to_numpy().reshape(share.shape)).sum(axis=1) / scale
-    mean = (np.nan_to_num(drawn) * share).sum(axis=2) / scale
+    mean = (drawn.reshape(-1, *share.shape) * share).sum(axis=2) / scale
     known, bounds = np.isfinite(p), np.full((2, len(p)), np.nan)
-    bounds[:, known] = np.clip(stats.summarise_draws((mean - mean.mean(axis=0) + p)[:, known], level), 0.0, 1.0)
+    bounds[:, known] = np.clip(stats.summarise_draws(mean[:, known], level), 0.0, 1.0)
     lower, upper = bounds
     out = pd.DataFrame({"theta_E": theta, "p": p, "lower": lower, "upper": upper, "share_outside": 1.0 - total})
     out.attrs.update(selection.describe(threshold, prior, level, threshold_error))

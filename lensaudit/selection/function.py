@@ -12,7 +12,7 @@ import pandas as pd
 from lensaudit.artifacts import UserError, hash_file, read_json, read_table
 from lensaudit.audit.completeness import AXES, THRESHOLD_COLUMNS
 from lensaudit.selection.card import describe_band, describe_closure, describe_realism
-from lensaudit.selection.cells import Cells, broadcast_points, check_level
+from lensaudit.selection.cells import Cells, broadcast_points, check_level, measure_moves
 from lensaudit.selection.composition import Selection
 from lensaudit.selection.product import FORMAT
 from lensaudit.selection.reweighting import read_prior, weigh_cells
@@ -206,6 +206,8 @@ class SelectionFunction(Selection):
             if loaded is None:
                 k_eff = own["n_eff"] * own["p"].fillna(0.0)
                 table = own.assign(alpha=k_eff + 0.5, beta=own["n_eff"] - k_eff + 0.5)
+                if set(THRESHOLD_COLUMNS) <= set(own):
+                    table["threshold_down"], table["threshold_up"] = measure_moves(own)
             else:
                 table = self._weigh(own, name, loaded)
             self._known[key] = Cells(self.axes, table, key)

@@ -19,6 +19,7 @@ from lensaudit.injection.population import (
     visible_fraction,
     volume_element,
 )
+from lensaudit.selection.cells import broadcast_points
 from lensaudit.selection.footprint import explain_missing, find_conditions
 
 SQUARE_DEGREE = (np.pi / 180.0) ** 2  # steradian
@@ -194,13 +195,13 @@ def count_lenses(selection, rate, footprint=None, threshold=None, prior=None, le
         why = explain_missing(found, missing)
         raise UserError(f"expected_counts: {share:.0%} of the rate lies outside the support (mostly: {why}); more "
                         f"than the {max_missing:.0%} allowed by max_missing")  # fmt: skip
-    drawn = selection.draw(*points, threshold=threshold, prior=prior, threshold_error=threshold_error)
-    drawn = np.nan_to_num(drawn) * number
-    drawn += np.nan_to_num(found["p"].to_numpy()) * cells["sigma"].to_numpy() * _draw_normals(len(cells), len(drawn))
+    p = found["p"].to_numpy()
+    drawn = selection.draw_centred(broadcast_points(*points), p, threshold, prior, threshold_error) * number
+    moved = np.nan_to_num(p) * cells["sigma"].to_numpy() * _draw_normals(len(cells), len(drawn))
+    drawn += moved - moved.mean(axis=0)
     theta, inverse = np.unique(cells["theta_E"], return_inverse=True)
     member = (inverse[:, None] == np.arange(len(theta))).astype(float)
-    counts = np.nan_to_num(found["p"].to_numpy()) * number
-    drawn += counts - drawn.mean(axis=0)  # centred as in `average_footprint`
+    counts = np.nan_to_num(p) * number
     lower, upper = np.maximum(stats.summarise_draws(drawn @ member, level), 0.0)
     per_theta = number @ member
     out = pd.DataFrame({"theta_E": theta, "rate": per_theta, "counts": counts @ member, "lower": lower, "upper": upper,

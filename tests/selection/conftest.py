@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import norm
+from scipy.stats import expon, norm
 
 from lensaudit.artifacts import Stage
 from lensaudit.audit import completeness
@@ -14,7 +14,8 @@ from lensaudit.selection import SelectionFunction, write_selection
 
 GRID = {"theta_E": (1.0, 1.5), "seeing": (1.0, 1.2), "depth": (23.0, 24.0)}
 CUTS = {"fpr_1e-2": 0.0, "fpr_1e-3": 1.0}
-DRAWS = {name: cut + 0.15 * norm.ppf((np.arange(200) + 0.5) / 200) for name, cut in CUTS.items()}
+SHARES = (np.arange(200) + 0.5) / 200
+DRAWS = {"fpr_1e-2": 0.15 * norm.ppf(SHARES), "fpr_1e-3": 1.0 + 0.3 * (expon.ppf(SHARES) - np.log(2.0))}  # lopsided
 
 
 @pytest.fixture

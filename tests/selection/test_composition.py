@@ -115,6 +115,23 @@ def test_the_error_of_the_threshold_does_not_average_out(product):
         assert one[name][0] == pytest.approx(many[name][0], abs=0.012)
 
 
+def test_a_lopsided_threshold_moves_an_average_as_it_moves_the_cells(product):
+    """Scores are normal: the drawn thresholds' quantiles give the completeness at the ends in closed form."""
+    low, high = (1.0 + 0.3 * (stats.expon.ppf(share) - np.log(2.0)) for share in (0.025, 0.975))
+    down, up = stats.norm.sf(1.0) - stats.norm.sf(high), stats.norm.sf(low) - stats.norm.sf(1.0)
+    assert down > 2 * up
+    footprint = pd.DataFrame({"seeing": 1.0, "depth": [23.0, 24.0]})
+    for selection in (product, product * 1.0):
+        counting, total = (selection.average(footprint, "fpr_1e-3", threshold_error=flag) for flag in (False, True))
+        for side, expected in (("lower", down), ("upper", up)):
+            moved = (total[side] - total["p"]) ** 2 - (counting[side] - counting["p"]) ** 2
+            assert np.sqrt(moved.mean()) == pytest.approx(expected, rel=0.15)
+    half = (product * 0.5).query(*POINT, threshold="fpr_1e-3", threshold_error=True).iloc[0]
+    own = product.query(*POINT, threshold="fpr_1e-3", threshold_error=True).iloc[0]
+    assert [half["lower"], half["upper"]] == pytest.approx([own["lower"] / 2, own["upper"] / 2], abs=0.004)
+    assert (product.draw(*POINT, threshold="fpr_1e-3", threshold_error=True) >= 0).all()
+
+
 def test_an_average_does_not_extrapolate(product):
     rows = {"inside": (1.0, 23.0), "no host": (1.2, 23.0), "far": (3.0, 23.0), "unknown": (np.nan, np.nan)}
     table = pd.DataFrame(rows.values(), index=list(rows), columns=["seeing", "depth"]).assign(weight=1.0)
