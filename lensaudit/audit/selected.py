@@ -12,6 +12,7 @@ from lensaudit import rng as streams
 from lensaudit import stats
 from lensaudit.artifacts import UserError
 from lensaudit.audit.completeness import tabulate_bins
+from lensaudit.audit.sufficiency import check_thresholds
 from lensaudit.audit.thresholds import choose_points
 from lensaudit.audit.verdict import explain_weights
 
@@ -110,11 +111,18 @@ def measure_quantiles(injections, thresholds, config, shares=(0.9, 0.5, 0.1), va
     pandas.DataFrame
         variable, sample ("parents" or the operating point), share, value, lower, upper (95 %, survey bricks resampled,
         so that injections of one host or brick stay together), shift (from the parents' value), shift_lower,
-        shift_upper, n.
+        shift_upper, n; reason says why a threshold outside the scores gives no value.
+
+    Raises
+    ------
+    UserError
+        For scores or thresholds that are not finite.
     """
     names = find_variables(injections, variables)
     flags = {"parents": np.ones(len(injections), dtype=bool)}
-    flags |= {name: (injections["logit"] > threshold).to_numpy() for name, threshold in thresholds.items()}
+    checked = check_thresholds(injections, thresholds)
+    reasons = {name: reason for name, (_, reason) in checked.items()}
+    flags |= {name: (injections["logit"] > cut).to_numpy() & (not reason) for name, (cut, reason) in checked.items()}
     generator = streams.make_stream(config.seed, "audit/selected/quantiles")
     n_draws, rows = max(config.evaluation.n_bootstrap // 5, 1), []
     times = np.concatenate(list(stats.draw_multiplicities(injections["brickname"].to_numpy(), n_draws, generator)))
@@ -131,7 +139,8 @@ def measure_quantiles(injections, thresholds, config, shares=(0.9, 0.5, 0.1), va
             low, high = stats.summarise_draws(draws - base["draws"])
             rows += [{"variable": name, "sample": sample, "share": share, "value": found[i], "lower": lower[i],
                       "upper": upper[i], "shift": found[i] - base["value"][i], "shift_lower": low[i],
-                      "shift_upper": high[i], "n": int(flag.sum())} for i, share in enumerate(shares)]  # fmt: skip
+                      "shift_upper": high[i], "n": int(flag.sum()), "reason": reasons.get(sample, "")}
+                     for i, share in enumerate(shares)]  # fmt: skip
     return pd.DataFrame(rows)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from lensaudit import stats
+from lensaudit.artifacts import UserError
 from lensaudit.audit.detectability import fit_gate
 from lensaudit.audit.thresholds import parent_weights
 
@@ -95,7 +96,16 @@ def tabulate_gates(table, gate_threshold, threshold, by=None, population=""):
         n, n_detectable, n_both, n_model_only, n_gate_only, n_neither; p_d = P(D), p_m_d = P(M|D), p_m_nd = P(M|not D)
         with 95 % Jeffreys bounds at the effective number of rows (SPEC 8.2); recall = p_m_d p_d + p_m_nd (1 - p_d);
         missed_invisible and missed_visible, the shares of the misses that gate D does not and does see.
+
+    Raises
+    ------
+    UserError
+        For a column that the table lacks.
     """
+    missing = [name for name in ("detectability", "logit", *(by or ())) if name not in table]
+    if missing:
+        raise UserError(f"two gates: {population or 'table'} has no {', '.join(missing)}; it has "
+                        f"{', '.join(sorted(map(str, table)))}")  # fmt: skip
     model, gate = table["logit"].to_numpy() > threshold, table["detectability"].to_numpy() > gate_threshold
     named = [name for name in ("host_index", "galaxy_id") if name in table]
     host = table[named[0]].to_numpy() if named else np.arange(len(table))

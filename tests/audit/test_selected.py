@@ -78,6 +78,11 @@ def test_copies_in_a_brick_do_not_narrow_the_interval():
 def test_quantiles_without_any_selected_are_not_made_up():
     out = selected.measure_quantiles(make_injections(300), {"high": 9.0}, CONFIG)
     assert out.loc[out["sample"] == "high", ["value", "lower", "shift"]].isna().all(axis=None)
+    low = selected.measure_quantiles(make_injections(300), CUT | {"low": -9.0}, CONFIG).set_index("sample")
+    assert low.loc["low", "value"].isna().all() and set(low.loc["low", "reason"]) == {"threshold below every score"}
+    assert set(low.loc[["parents", *CUT], "reason"]) == {""} and low.loc[[*CUT], "value"].notna().all()
+    with pytest.raises(UserError, match="threshold none is None"):
+        selected.measure_quantiles(make_injections(300), {"none": None}, CONFIG)
 
 
 EDGES = np.linspace(0.5, 2.5, 6)

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 from scipy import stats as sps
 
 from lensaudit import stats
+from lensaudit.artifacts import UserError
 from lensaudit.audit import two_gates
 from lensaudit.figures.completeness import plot_gates
 
@@ -33,6 +35,13 @@ def test_rows_of_their_own_keep_the_plain_interval_and_an_empty_bin_is_empty():
     assert np.allclose([row["p_d_lower"], row["p_d_upper"]], plain)
     bins = two_gates.tabulate_gates(table, 0.6, 0.3, {"detectability": (0.0, 1.0, 2.0)})
     assert list(bins["n"]) == [len(table), 0] and np.isnan(bins["recall"].iloc[1])
+
+
+def test_a_condition_that_the_lenses_lack_is_named():
+    with pytest.raises(UserError, match="lenses has no colour; it has brickname, detectability"):
+        two_gates.compare_gates({"lenses": make_table(1)}, 0.6, 0.3, {"colour": (0.0, 1.0)})
+    with pytest.raises(UserError, match="no detectability"):
+        two_gates.tabulate_gates(make_table(1).drop(columns="detectability"), 0.6, 0.3)
 
 
 def test_the_gate_is_traced_over_its_rate_with_the_model_fixed():
