@@ -33,10 +33,12 @@ def test_corrected():
     table = pd.DataFrame({"variable": "theta_E", "left": [0.5, 1.0, 1.5], "right": [1.0, 1.5, 2.0],
                           "n_found": [4, 9, 0], "n_true": [10, 12, 1], "n_used": [4, 8, 0],
                           "corrected": [11.0, 13.0, 0.0], "lower": [5.0, 9.0, 0.0],
-                          "upper": [20.0, 18.0, np.nan]})  # fmt: skip
+                          "upper": [20.0, 18.0, np.nan], "guard_ok": True})  # fmt: skip
     kinds = pd.DataFrame({"variable": "type", "name": ["DEV", "SER"], "n_found": [3, 4], "n_true": [5, 6],
-                          "n_used": [3, 0], "corrected": [6.0, 0.0], "lower": 2.0, "upper": 9.0})  # fmt: skip
+                          "n_used": [3, 0], "corrected": [6.0, 0.0], "lower": 2.0, "upper": 9.0,
+                          "guard_ok": True})  # fmt: skip
     fig = figures.plot_corrected(pd.concat([table, kinds], ignore_index=True))
+    assert "guard" not in texts(fig) and "guard" in texts(figures.plot_corrected(table.assign(guard_ok=False)))
     assert np.allclose(points_of(fig.axes[0]), [[0.75, 11.0], [1.25, 13.0]])  # none where nothing was found
     assert np.allclose(points_of(fig.axes[1]), [[0, 6.0]]) and "DEV" in texts(fig) and "simulated sky" in texts(fig)
 

@@ -4,10 +4,27 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from lensaudit.artifacts import UserError
+from lensaudit.audit.campaign import measure_rows
 from lensaudit.audit.thresholds import parent_weights
 from lensaudit.stats import kish_n_eff
 
 MIN_OBJECTS = 10  # of either class above the threshold, for a slope in the score
+
+
+def measure_candidates(test, threshold, store, bias):
+    """Return the scored objects above a threshold with their blind measurements; without any, none is measured.
+
+    Parameters
+    ----------
+    test : pandas.DataFrame
+        Scored objects with logit and cutout_path.
+    threshold : float
+        On the logit.
+    store, bias
+        As `campaign.measure_rows` takes them.
+    """
+    own = test[test["logit"] > threshold]
+    return measure_rows(own, store, bias) if len(own) else own.assign(arc_radius=np.nan)
 
 
 def infer_purity(scored, logit, threshold, prevalence):

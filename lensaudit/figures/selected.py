@@ -71,8 +71,10 @@ def plot_corrected(table, simulated=True):
         if "n_true" in part:
             axis.stairs(part["n_true"].clip(lower=floor), edges, baseline=floor, color="black", label="true")
         own = (part["n_used"] > 0).to_numpy()
+        guarded = bool(part["guard_ok"].all())
         axis.errorbar(x[own], part["corrected"][own], yerr=_lengths(part[own], "corrected"), fmt="o",
-                      color=COLOURS["vermilion"], linewidth=0.9, label="found / C, 95 %")  # fmt: skip
+                      color=COLOURS["vermilion"], linewidth=0.9, markerfacecolor=None if guarded else "white",
+                      label="found / C, 95 %" + ("" if guarded else ", weights fail their guard"))  # fmt: skip
         if names is not None:
             axis.set_xticks(x, names)
         # A found lens where C is nearly zero leaves its bin without an upper bound: such bars run out of the frame.

@@ -80,6 +80,15 @@ def test_few_objects_give_one_purity_and_no_class_is_an_error():
         follow_up.infer_purity(few[few["label"] == 1], [3.0], 2.5, PREVALENCE)
 
 
+def test_a_sample_without_candidates_has_an_empty_order():
+    test = make_scored(5, 5)
+    out = follow_up.measure_candidates(test, 99.0, None, None)
+    purity = follow_up.infer_purity(test, out["logit"], 99.0, PREVALENCE)
+    radius, _ = follow_up.convert_radius(out["arc_radius"], pd.DataFrame({"theta_E": [], "arc_radius": []}))
+    probability = pd.DataFrame({"p": radius, "n_eff": radius, "in_support": np.zeros(0, dtype=bool)})
+    assert len(follow_up.rank_follow_up(out, probability, purity)) == 0
+
+
 def test_radius_follows_the_found_injections():
     draws = np.random.default_rng(5)
     radius = draws.uniform(1.0, 3.0, 4000)
