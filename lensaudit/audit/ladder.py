@@ -310,10 +310,10 @@ def tabulate_ladder(scored, lenses, thresholds, config, retrained=None):
     -------
     pandas.DataFrame
         kind: end, cumulative, observed (completeness, lower, upper); published (the pair that is asked about, as the
-        benchmark card quotes it); path, added, analysis, retrained (first_in and
-        last_out with _lower and _upper, and the completeness of the changed set at either end). rung, label,
-        weighting, threshold_name, n, n_eff, status ("run", "not run", "too few", "published"). Intervals are 95 per cent, bricks
-        resampled, differences paired; Wilson for the observed recall.
+        benchmark card quotes it); path, added, analysis, retrained (first_in and last_out with _lower and _upper, and
+        the completeness of the changed set at either end). rung, label, weighting, threshold_name, n, n_eff, status
+        ("run", "not run", "too few", "published"). Intervals are 95 per cent, bricks resampled, differences paired;
+        Wilson for the observed recall.
     """
     sets, rows = Sets(scored, lenses, thresholds, config), []
     for weighting in sets.weightings:
@@ -329,7 +329,8 @@ def tabulate_ladder(scored, lenses, thresholds, config, retrained=None):
                      "status": "not run"})  # fmt: skip
     rows += [{"kind": "published", "rung": PAIR[statistic], "label": reference, "threshold_name": point,
               "completeness": value, "status": "published"}
-             for statistic, point, reference, value, *_ in PUBLISHED if reference == BALAJI and statistic in PAIR]
+             for statistic, point, reference, value, *_ in PUBLISHED if reference == BALAJI and statistic in PAIR
+             ]  # fmt: skip
     table = pd.DataFrame(rows)
     if retrained is not None and len(retrained):
         extra = retrained.assign(kind="retrained", label=retrained["rung"].map(RETRAINED), status="run")

@@ -140,13 +140,32 @@ def _tabulate(own, group, describe, config):
     return out.assign(reason=reason, sufficient=reason == "", n_eff=out["n_eff"].astype(float).fillna(0.0))
 
 
+def keep_common(cells):
+    """Return the first grid's cells, called sufficient where every grid has such a cell and finds it sufficient.
+
+    Parameters
+    ----------
+    cells : dict of name -> pandas.DataFrame
+        From `completeness.count_cells`.
+    """
+
+    def place(table):
+        return pd.MultiIndex.from_frame(table[["threshold_name", *AXES]].round(6))
+
+    first, *others = cells.values()
+    good = first["sufficient"].to_numpy(dtype=bool)
+    for other in others:
+        good = good & place(first).isin(place(other[other["sufficient"].astype(bool)]))
+    return first.assign(sufficient=good)
+
+
 def compare_grids(cells, table, grids, thresholds, config, draws=None):
     """Compare averages of completeness over grids, such as the default one and the 385 cells of earlier work.
 
     Parameters
     ----------
     cells : dict of name -> pandas.DataFrame
-        From `completeness.count_cells`, one per grid.
+        From `completeness.count_cells`, one per grid; two or more.
     table : pandas.DataFrame
         The injections behind them.
     grids : dict of name -> (dict of axis name -> centres)
@@ -158,11 +177,14 @@ def compare_grids(cells, table, grids, thresholds, config, draws=None):
     Returns
     -------
     pandas.DataFrame
-        threshold_name, grid, weighting (flat: every cell alike; footprint: by the survey's share of its column),
-        completeness, lower, upper (95 %, bricks resampled), n_cells (that enter), n_sufficient, n_empty, n_grid. Only
-        sufficient cells enter, each with its tied injections.
+        threshold_name, grid (a name, or "cells of both"), weighting (flat: every cell alike; footprint: by the survey's
+        share of its column), completeness, lower, upper (95 %, bricks resampled), n_cells (that enter), n_sufficient,
+        n_empty, n_grid. Only
+        sufficient cells enter, each with its tied injections. The grids' averages are over different cells; "cells of
+        both" is over those that every grid has, by the same centres, and finds sufficient (n_grid is the first's).
     """
-    parts = []
+    parts, first = [], next(iter(grids))
+    cells, grids = cells | {"cells of both": keep_common(cells)}, grids | {"cells of both": grids[first]}
     for grid, axes in grids.items():
         own = cells[grid].groupby("threshold_name")
         counts = pd.DataFrame({"n_sufficient": own["sufficient"].sum(), "n_grid": own.size(),

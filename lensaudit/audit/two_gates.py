@@ -48,9 +48,11 @@ def trace_gates(populations, gates, threshold):
         As `tabulate_gates`, axis "gate_fpr", both edges the gate's rate. Intervals are those of lenses and injections;
         what the negatives leave open of the gate's threshold is not in them.
     """
-    rows = [tabulate_gates(table, gate.threshold, threshold, None, name)
-            .assign(axis="gate_fpr", lower_edge=gate.fpr, upper_edge=gate.fpr)
-            for gate in gates[gates["status"] == "reported"].itertuples() for name, table in populations.items()]
+    rows = []
+    for gate in gates[gates["status"] == "reported"].itertuples():
+        where = {"axis": "gate_fpr", "lower_edge": gate.fpr, "upper_edge": gate.fpr}
+        rows += [tabulate_gates(table, gate.threshold, threshold, None, name).assign(**where)
+                 for name, table in populations.items()]  # fmt: skip
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
 
 

@@ -151,7 +151,7 @@ def plot_gates(gates, simulated=True):
     _draw_gate_rates(axes[1, 1], gates[gates["axis"] == "gate_fpr"])
     for axis in axes[:, 0]:
         axis.set_ylabel("fraction")
-    for axis, place, title in ((axes[0, 0], "upper left", "by condition"), (axes[1, 1], "lower left", "by gate's rate")):
+    for axis, place, title in ((axes[0, 0], "upper left", "by condition"), (axes[1, 1], "lower left", "by its rate")):
         first = axes[1, 2].get_legend()
         axes[1, 2].legend(*axis.get_legend_handles_labels(), loc=place, fontsize=6, borderaxespad=0.0, title=title,
                           title_fontsize=6, alignment="left")  # fmt: skip

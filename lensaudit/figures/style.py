@@ -46,6 +46,7 @@ LABELS = {
     "arc_snr": r"arc S/N ($r$)", "arc_snr_true": r"true arc S/N ($r$)", "snr_true": r"true arc S/N ($r$)",
     "mag_host": r"host $r$ [mag]",
     "arc_g_r": r"arc $g-r$ [mag]", "arc_r_z": r"arc $r-z$ [mag]", "g_r": r"$g-r$ [mag]", "r_z": r"$r-z$ [mag]",
+    "arc_surface_brightness": r"arc brightness, $r$ [mag arcsec$^{-2}$]",
     "arc_width": "arc width [arcsec]", "arc_radius": "arc radius [arcsec]", "asymmetry": "asymmetry",
     "ridge": "ridge energy", "sky_sigma": r"sky $\sigma$ [nMgy pixel$^{-1}$]", "flux": "flux [nMgy]",
     "healpix_128": "HEALPix pixel", "region_id": "region", "type": "morphological type",

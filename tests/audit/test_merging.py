@@ -100,6 +100,16 @@ def test_grids_are_compared_on_their_own_sufficient_cells():
     draws = {"t": np.zeros(5)}
     out = merging.compare_grids(cells, table, {"default": GRID, "common": shallow}, {"t": 0.0}, CONFIG, draws)
     flat = out[out["weighting"] == "flat"].set_index("grid")
-    assert flat["completeness"].to_dict() == pytest.approx({"default": 1 / 3, "common": 0.0})
-    assert flat["n_cells"].to_dict() == {"default": 12, "common": 8} == flat["n_grid"].to_dict()
-    assert (flat["n_empty"] == 0).all() and len(out) == 4 and (flat["sigma_threshold"] < 1e-12).all()
+    assert flat["completeness"].to_dict() == pytest.approx({"default": 1 / 3, "common": 0.0, "cells of both": 0.0})
+    assert flat["n_cells"].to_dict() == {"default": 12, "common": 8, "cells of both": 8}
+    assert flat["n_grid"].to_dict() == {"default": 12, "common": 8, "cells of both": 12}
+    assert (flat["n_empty"] == 0).all() and len(out) == 6 and (flat["sigma_threshold"] < 1e-12).all()
+    # A cell that either grid finds insufficient is in no average of common cells; the order makes no difference.
+    spoiled = {"default": cells["default"].assign(sufficient=cells["default"]["theta_E"] != 1.0),
+               "common": cells["common"].assign(sufficient=cells["common"]["seeing"] != 1.0)}  # fmt: skip
+    table["logit"] = np.where((table["theta_E"] == 1.5) & (table["depth_r"] == 24.0), 1.0, -1.0)
+    for order in (("default", "common"), ("common", "default")):
+        grids = {name: {"default": GRID, "common": shallow}[name] for name in order}
+        out = merging.compare_grids({name: spoiled[name] for name in order}, table, grids, {"t": 0.0}, CONFIG)
+        both = out[(out["grid"] == "cells of both") & (out["weighting"] == "flat")].iloc[0]
+        assert both["n_cells"] == both["n_sufficient"] == 2 and both["completeness"] == 0.5
