@@ -16,8 +16,7 @@ from lensaudit.audit.sufficiency import check_thresholds
 from lensaudit.audit.thresholds import choose_points
 from lensaudit.audit.verdict import explain_weights
 
-# Herle's axes by the names of this project. `slope` is an axis only where the prior's mass model leaves it free: an
-# isothermal prior has none. Where a prior draws an axis from a narrow range its curve says little about the detector.
+# Herle's axes by the names of this project.
 VARIABLES = ("theta_E", "source_R", "source_n", "source_q", "q", "slope")
 SOURCES = ("05_evaluation", "06_injection_realism")  # stages `collect_curves` reads
 # What `correct_catalogue` needs of scored lenses, and the bins of each distribution.
@@ -64,7 +63,8 @@ def trace_curves(injections, thresholds, n_bins=10, variables=VARIABLES):
     n_bins : int
         Bins that hold equally many parents.
     variables : sequence of str
-        Those that are missing or do not vary are left out.
+        Those that are missing or do not vary are left out, as the slope under a prior of isothermal lenses. Along one
+        that the prior draws from a narrow range, as it may the Sersic index, the curve is flat for want of range.
 
     Returns
     -------
