@@ -132,8 +132,9 @@ def _collect_evaluation(stage):
 
 def _collect_realism(stage):
     checks = stage.read_table("06_injection_realism", "realism.parquet", ["sample", "check", "outcome"])
-    checks = checks[checks["sample"] != "targets"]
+    targets, checks = checks[checks["sample"] == "targets"], checks[checks["sample"] != "targets"]
     counts = {name: int((checks["outcome"] == outcome).sum()) for outcome, name in OUTCOMES.items()}
+    counts |= {f"targets_{name}": int((targets["outcome"] == outcome).sum()) for outcome, name in OUTCOMES.items()}
     result = stage.read_json("06_injection_realism", "realism.json")
     effective = {name: result.get(name) for name in ("n_eff", "n_eff_test")}
     return counts | effective | {"n_checks": len(checks), "verdict": pick(result, "outcome", "realism.json")}
@@ -221,7 +222,7 @@ def _collect_models(stage):
     keys = ("sigma_seed", "sigma_excess", "sigma_average", "factor_lower", "factor_upper")
     grids, out = stage.read_table("07_completeness", "grid_comparison.parquet"), {}
     flat = grids[(grids["threshold_name"] == HEADLINE) & (grids["weighting"] == "flat")]
-    for name, short in (("default", "default"), ("common 385", "common")):
+    for name, short in (("default", "default"), ("385 cells", "common")):
         row = flat[flat["grid"] == name].iloc[0]
         out |= {f"{short}_{key}".removesuffix("_completeness"): float(row[key])
                 for key in ("completeness", "lower_total", "upper_total", "sigma_threshold")}  # fmt: skip
@@ -246,6 +247,10 @@ def _collect_ladder(stage):
             top = known.loc[known[kind].abs().idxmax()]
             out |= {f"{kind}_label": top["label"], kind: top[kind], f"{kind}_lower": top[f"{kind}_lower"],
                     f"{kind}_upper": top[f"{kind}_upper"]}  # fmt: skip
+    again = table[table["kind"].eq("retrained") & table["status"].eq("run") & table["weighting"].eq("lenses")]
+    for row in again[again["threshold_name"] == "score_0.3"].itertuples():
+        out |= {f"{row.rung}_{key}": getattr(row, key) for part in ("first_in", "last_out")
+                for key in (part, f"{part}_lower", f"{part}_upper")} | {f"{row.rung}_n": int(row.n)}  # fmt: skip
     return out
 
 
