@@ -148,7 +148,7 @@ def write_models(stage):
         "sigma_seed": [0.07, 0.0], "sigma_counting": 0.02, **point,
     }))  # fmt: skip
     stage.write_table("grid_comparison.parquet", pd.DataFrame({
-        "grid": ["default", "common 385"], "weighting": "flat", "completeness": [0.09, 0.07], "lower_total": 0.05,
+        "grid": ["default", "385 cells"], "weighting": "flat", "completeness": [0.09, 0.07], "lower_total": 0.05,
         "upper_total": 0.1, "sigma_threshold": 0.005, **point,
     }))  # fmt: skip
     steps = ["measured", "true S/N", "source colours", "source and arc", "lens and host", "twins", "lenses"]
