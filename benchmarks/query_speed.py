@@ -37,7 +37,8 @@ def make_selection():
     for level, name in ((0.68, "68"), (0.95, "95")):
         cells[f"lower_{name}"], cells[f"upper_{name}"] = stats.jeffreys_interval(0.6 * k, np.full(len(k), 120.0), level)
     return SelectionFunction(cells, {
-        "axes": axes, "thresholds": {"fpr_1e-2": 0.0}, "default": "fpr_1e-2", "version": "drawn", "blocked_by": ["drawn"],
+        "axes": axes, "thresholds": {"fpr_1e-2": 0.0}, "default": "fpr_1e-2", "version": "drawn",
+        "blocked_by": ["drawn"],
         "prior_name": "collett", "simulated": True, "realism": {"outcome": "NO-GO"}, "rules": {"min_bricks": 3},
         "closure": {"closes": None, "verdict": "not tested"},
     })  # fmt: skip
