@@ -158,7 +158,8 @@ def write_models(stage):
                                "observed": 12, "predicted_lower": 3.0, "predicted_upper": 14.0, "factor_up": 2.0})
     stage.write_table("population_closure.parquet", population)
     rungs = [{"weighting": w, "threshold_name": t, "kind": kind, "rung": rung, "label": rung, "completeness": 0.1,
-              "lower": 0.05, "upper": 0.2, "first_in": value, "last_out": value}
+              "lower": 0.05, "upper": 0.2, "first_in": value, "last_out": value,
+              "status": "run"}
              for w in ("flat", "lenses") for t in ("score_0.3", "fpr_1e-2")
              for kind, rung, value in (("end", "published_2026", np.nan), ("end", "collett", np.nan),
                                        ("observed", "recall", np.nan), ("path", "hosts", 0.18))]  # fmt: skip
