@@ -68,9 +68,9 @@ def test_the_row_has_one_name(key):
 
 def test_maps_carry_what_is_known_of_their_injections():
     axes = {"theta_E": [1.0, 1.5], "seeing": [1.0, 1.2], "depth": [23.0, 24.0]}
-    cells = pd.MultiIndex.from_product(axes.values(), names=axes).to_frame(index=False).assign(
-        threshold_name="fpr_1e-2", completeness=0.2, lower=0.1, upper=0.3, sufficient=True, weighting="flat")  # fmt: skip
-    for figure in (plot_maps(cells, "fpr_1e-2", False, "realism: NO-GO"),
-                   plot_slices({axis: cells for axis in axes}, False, "realism: NO-GO"),
-                   plot_zlens(cells.rename(columns={"depth": "z_lens"}), "fpr_1e-2", False, "realism: NO-GO")):  # fmt: skip
+    values = {"threshold_name": "fpr_1e-2", "completeness": 0.2, "lower": 0.1, "upper": 0.3, "sufficient": True}
+    cells = pd.MultiIndex.from_product(axes.values(), names=axes).to_frame(index=False).assign(**values)
+    known, marginals = "realism: NO-GO", {axis: cells.assign(weighting="flat") for axis in axes}
+    for figure in (plot_maps(cells, "fpr_1e-2", False, known), plot_slices(marginals, False, known),
+                   plot_zlens(cells.rename(columns={"depth": "z_lens"}), "fpr_1e-2", False, known)):  # fmt: skip
         assert [text.get_text() for text in figure.texts] == ["realism: NO-GO"]

@@ -158,13 +158,13 @@ def write_models(stage):
                                "observed": 12, "predicted_lower": 3.0, "predicted_upper": 14.0, "factor_up": 2.0})
     stage.write_table("population_closure.parquet", population)
     rungs = [{"weighting": w, "threshold_name": t, "kind": kind, "rung": rung, "label": rung, "completeness": 0.1,
-              "lower": 0.05, "upper": 0.2, "first_in": value, "last_out": value,
-              "status": "run"}
+              "lower": 0.05, "upper": 0.2, "first_in": value, "last_out": value, "status": "run"}
              for w in ("flat", "lenses") for t in ("score_0.3", "fpr_1e-2")
              for kind, rung, value in (("end", "published_2026", np.nan), ("end", "collett", np.nan),
-                                       ("observed", "recall", np.nan), ("path", "hosts", 0.18))]  # fmt: skip
+                                       ("observed", "recall", np.nan), ("path", "hosts", 0.18),
+                                       ("retrained", "clip_20", 0.05), ("retrained", "seeds", 0.0))]  # fmt: skip
     bounds = dict.fromkeys(("first_in_lower", "first_in_upper", "last_out_lower", "last_out_upper"), 0.2)
-    stage.write_table("ladder.parquet", pd.DataFrame(rungs).assign(**bounds))
+    stage.write_table("ladder.parquet", pd.DataFrame(rungs).assign(**bounds, n=3))
 
 
 @pytest.fixture
@@ -232,7 +232,9 @@ def test_numbers_are_those_of_the_stages(stage):
     assert numbers["completeness"]["small"] == 0.2 and numbers["completeness"]["large"] is None
     assert numbers["training"] == {"epochs": 2, "best_epoch": 2, "best_auc": 0.94}
     counts = {"n_go": 1, "n_no_go": 0, "n_inconclusive": 0, "n_not_graded": 1, "n_checks": 2}
+    counts |= {"targets_n_go": 1} | {f"targets_{name}": 0 for name in ("n_no_go", "n_inconclusive", "n_not_graded")}
     assert numbers["realism"] == counts | {"n_eff": None, "n_eff_test": None, "verdict": "GO"}
+    assert numbers["ladder"]["clip_20_first_in"] == 0.05 and numbers["ladder"]["seeds_n"] == 3
     assert numbers["controls"]["n_controls"] == 3  # the correct injections beside them are none
     assert numbers["controls"]["n_must_fail_caught"] == 2 and numbers["closure"]["predicted"] == 0.43
 
