@@ -2,9 +2,9 @@
 
 Trains the detector of a profile anew for every clip and seed, sets its thresholds on the validation negatives, and runs
 both ends of the ladder and the held-out lenses through it. Injections and seed of the ladder are the profile's own, so
-that sets are paired. Prints the table of every detector and the rungs, and writes the rungs to
-``benchmarks/results/ladder_retrained.csv``, where `audit.ladder.read_retrained` finds them. About a training and ten
-seconds for every clip and seed; every finished one is kept under ``artifacts/<profile>/ladder_retrained`` and used
+that sets are paired. Prints the table of every detector and the rungs, and writes them to ``ladder_trainings.csv`` and
+``ladder_retrained.csv`` in ``benchmarks/results``, where `audit.ladder.read_retrained` finds them. About a training and
+ten seconds for every clip and seed; every finished one is kept under ``artifacts/<profile>/ladder_retrained`` and used
 again while data, recipe and code are the same.
 
     python benchmarks/ladder_retrained.py --profile demo --clips 10 20 --seeds 20261 20262 20263
@@ -117,9 +117,9 @@ def main(arguments=None):
                              values="completeness").round(3).to_string())  # fmt: skip
     found = summarise(levels)
     print(found.round(3).to_string(index=False))
-    path = find_root() / "benchmarks" / "results" / "ladder_retrained.csv"
-    with write_atomic(path) as temporary:
-        found.to_csv(temporary, index=False)
+    for name, table in (("ladder_retrained", found), ("ladder_trainings", levels)):
+        with write_atomic(find_root() / "benchmarks" / "results" / f"{name}.csv") as temporary:
+            table.to_csv(temporary, index=False)
     return 0
 
 

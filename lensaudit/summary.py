@@ -13,6 +13,7 @@ import pandas as pd
 from lensaudit.artifacts import UserError
 from lensaudit.audit import members
 from lensaudit.audit.engine import read_benchmark
+from lensaudit.audit.ladder import read_retrained
 from lensaudit.audit.skies import MAX_BIAS, MIN_TRAINED, read_skies
 from lensaudit.audit.verdict import DIAGNOSES, UNSPOILED
 from lensaudit.tables import HEADLINE, OBJECTIONS, SPLITS, STRICT, collect_tables, pick
@@ -251,6 +252,14 @@ def _collect_ladder(stage):
     for row in again[again["threshold_name"] == "score_0.3"].itertuples():
         out |= {f"{row.rung}_{key}": getattr(row, key) for part in ("first_in", "last_out")
                 for key in (part, f"{part}_lower", f"{part}_upper")} | {f"{row.rung}_n": int(row.n)}  # fmt: skip
+    trained = read_retrained("ladder_trainings")
+    levels = pd.DataFrame(columns=["weighting", "rung", "threshold_name"]) if trained is None else trained
+    for point, short in (("score_0.3", "loose"), (HEADLINE, "headline")):
+        for rung in ("published_2026", "recall"):
+            own = levels[levels["weighting"].eq("flat") & levels["rung"].eq(rung) & levels["threshold_name"].eq(point)]
+            name = f"trainings_{short}_{rung.removesuffix('_2026')}"
+            out |= {f"{name}_{end}": own["completeness"].agg(end) if len(own) else None for end in ("min", "max")}
+            out["n_trainings"] = len(own) or None
     return out
 
 

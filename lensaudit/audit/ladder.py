@@ -290,9 +290,9 @@ class Sets:
         return {prefix: a - b, f"{prefix}_lower": lower, f"{prefix}_upper": upper}
 
 
-def read_retrained():
-    """Return the stored rungs that need training (``benchmarks/ladder_retrained.py``), None where none were run."""
-    path = find_root() / "benchmarks" / "results" / "ladder_retrained.csv"
+def read_retrained(name="ladder_retrained"):
+    """Return what ``benchmarks/ladder_retrained.py`` stored, or None: rungs, or ``ladder_trainings`` one by one."""
+    path = find_root() / "benchmarks" / "results" / f"{name}.csv"
     return pd.read_csv(path) if path.is_file() else None
 
 
