@@ -118,6 +118,8 @@ def main(arguments=None):
     found = summarise(levels)
     print(found.round(3).to_string(index=False))
     for name, table in (("ladder_retrained", found), ("ladder_trainings", levels)):
+        # The profile says whose they are; the manifest of its stamps, which data they were made from.
+        table = table.assign(profile=config.profile, manifest=inputs["hash"][:16])
         with write_atomic(find_root() / "benchmarks" / "results" / f"{name}.csv") as temporary:
             table.to_csv(temporary, index=False)
     return 0

@@ -281,7 +281,7 @@ def command_corrected(profile, threshold=None, csv=False, figure=""):
 
 
 def _open_stored(profile, inputs):
-    """Return a stage through which finished artifacts of a profile are read, hashes checked; nothing is written."""
+    """Return a stage through which finished artifacts of a profile are read, hashes checked."""
     return Stage("09_summary", load_config(profile), inputs=inputs)
 
 

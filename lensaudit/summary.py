@@ -249,10 +249,13 @@ def _collect_ladder(stage):
             out |= {f"{kind}_label": top["label"], kind: top[kind], f"{kind}_lower": top[f"{kind}_lower"],
                     f"{kind}_upper": top[f"{kind}_upper"]}  # fmt: skip
     again = table[table["kind"].eq("retrained") & table["status"].eq("run") & table["weighting"].eq("lenses")]
-    for row in again[again["threshold_name"] == "score_0.3"].itertuples():
-        out |= {f"{row.rung}_{key}": getattr(row, key) for part in ("first_in", "last_out")
-                for key in (part, f"{part}_lower", f"{part}_upper")} | {f"{row.rung}_n": int(row.n)}  # fmt: skip
-    trained = read_retrained("ladder_trainings")
+    again = again[again["threshold_name"] == "score_0.3"].set_index("rung")
+    keys = [part + end for part in ("first_in", "last_out") for end in ("", "_lower", "_upper")]
+    for rung in ("clip_20", "seeds"):
+        row = again.loc[rung] if rung in again.index else {}
+        out |= {f"{rung}_{key}": row.get(key) for key in keys}
+        out[f"{rung}_n"] = int(row["n"]) if len(row) else None
+    trained = read_retrained(stage.config.profile, "ladder_trainings")
     levels = pd.DataFrame(columns=["weighting", "rung", "threshold_name"]) if trained is None else trained
     for point, short in (("score_0.3", "loose"), (HEADLINE, "headline")):
         for rung in ("published_2026", "recall"):
@@ -286,14 +289,16 @@ def _collect_population(stage):
 
 def _collect_skies():
     """Bias and chi-squared of closure over many skies at the headline's rate, from the stored benchmark."""
-    summary = read_skies() or {"points": {}, "trained": {}, "n_skies": 0, "n_trained": 0}
-    rows, own = (summary[part].get(HEADLINE, {}) for part in ("points", "trained"))
+    summary = read_skies() or {"points": {}, "trained": {}, "frozen": {}, "n_skies": 0, "n_trained": 0}
+    rows = summary["points"].get(HEADLINE, {})
     out = {"max_bias": MAX_BIAS, "min_trained": MIN_TRAINED}
     out |= {key: summary[key] for key in ("n_skies", "n_trained")}
+    out["n_frozen"] = summary["n_skies"] - summary["n_trained"]
     for name in ("headline", "calibrated", "oracle", "twins"):
         keys = ("recall", "predicted", "bias", "bias_lower", "bias_upper", "chi2", "chi2_lower", "chi2_upper", "passes")
         out |= {f"{name}_{key}": rows.get(name, {}).get(key) for key in keys}
-        out |= {f"trained_{name}_{key}": own.get(name, {}).get(key) for key in keys[:-3]}
+        out |= {f"{part}_{name}_{key}": summary[part].get(HEADLINE, {}).get(name, {}).get(key)
+                for part in ("frozen", "trained") for key in keys[:-3]}  # fmt: skip
     return out
 
 

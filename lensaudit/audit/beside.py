@@ -16,7 +16,7 @@ from lensaudit.audit.completeness import count_cells, make_grid, tabulate_bins
 from lensaudit.injection.mode_two import degrade_columns, plan_columns
 from lensaudit.injection.priors import draw_grid
 
-# SPEC 8.1's further axes: r mag of the unlensed source, mean r surface brightness of the lensed arc before the PSF
+# SPEC 8.1's further axes: r mag of the unlensed source, mean r surface brightness of the lensed arc behind the PSF
 # [mag/arcsec^2], Tractor type, exposures in z. Edges, or classes.
 FURTHER_AXES = {
     "mag_source_r": (21.0, 23.5, 24.5, 25.0, 25.5, 26.0, 26.5, 28.5),

@@ -55,9 +55,10 @@ def infer_purity(scored, logit, threshold, prevalence):
     The odds are prevalence / (1 - prevalence) times TPR / FPR at the threshold, shares (k + 1/2) / (n + 1), times
     the ratio of the densities of lenses and galaxies above it, taken as exponential in the logit: its slope is that of
     a logistic regression between the two (Prentice & Pyke 1979, Biometrika 66, 403), its norm the one of a density.
-    Scores beyond the one that 10 galaxies exceed count as that score, since the sample cannot say how much purer they
-    are; with fewer than 10 of either class above the threshold all have the same P. Lenses are those of Tier A;
-    others may score lower.
+    Scores beyond that of the tenth-highest galaxy count as that score, since the sample cannot say how much purer they
+    are. With fewer than 10 lenses or 30 galaxies above the threshold, whose slope would be noise, all have the same P;
+    no score counts against a candidate (the slope is not below zero). Lenses are those of Tier A; others may score
+    lower.
     """
     value, weight = scored["logit"].to_numpy(dtype=float), parent_weights(scored)
     lens = ((scored["label"] == 1) & (scored["tier"] == "A")).to_numpy()
@@ -67,11 +68,11 @@ def infer_purity(scored, logit, threshold, prevalence):
     tpr = (above[lens].sum() + 0.5) / (lens.sum() + 1)
     fpr = (size * np.average(above, weights=weight) + 0.5) / (size + 1)
     odds = prevalence / (1 - prevalence) * tpr / fpr
-    if min((lens & above).sum(), (galaxy & above).sum()) < MIN_OBJECTS:
+    if (lens & above).sum() < MIN_OBJECTS or (galaxy & above).sum() < 3 * MIN_OBJECTS:
         return np.full(len(logit), odds / (1 + odds))
     cap = np.sort(value[galaxy])[-MIN_OBJECTS]
     value, own = np.minimum(value, cap), weight[galaxy & above]
-    slope = _fit_slope(value[lens & above], value[galaxy & above], own)
+    slope = max(_fit_slope(value[lens & above], value[galaxy & above], own), 0.0)
     norm = np.average(np.exp(slope * (value[galaxy & above] - threshold)), weights=own)
     odds = odds * np.exp(slope * (np.minimum(np.asarray(logit, dtype=float), cap) - threshold)) / norm
     return odds / (1 + odds)
@@ -80,6 +81,8 @@ def infer_purity(scored, logit, threshold, prevalence):
 def _fit_slope(first, other, weight):
     """Return the slope of a logistic regression of class on value, each class with the same total weight."""
     x, y = np.concatenate([first, other]), np.repeat([1, 0], [len(first), len(other)])
+    if not x.std() > 0:
+        return 0.0
     size = min(len(first), kish_n_eff(weight))  # the rarer class sets the scale of the ridge
     own = np.concatenate([np.full(len(first), size / len(first)), size * weight / weight.sum()])
     model = LogisticRegression(C=10.0).fit((x - x.mean())[:, None] / x.std(), y, sample_weight=own)
@@ -111,7 +114,7 @@ def convert_radius(arc_radius, injections):
     """
     known = injections[["theta_E", "arc_radius"]].dropna()
     radius = np.asarray(arc_radius, dtype=float)
-    if len(known) < MIN_OBJECTS:
+    if len(known) < MIN_OBJECTS or known["arc_radius"].nunique() < 2:
         return np.full(len(radius), np.nan), np.nan
     x, y = np.log(known["arc_radius"].to_numpy()), np.log(known["theta_E"].to_numpy())
     slope, start = np.polyfit(x, y, 1)

@@ -290,10 +290,12 @@ class Sets:
         return {prefix: a - b, f"{prefix}_lower": lower, f"{prefix}_upper": upper}
 
 
-def read_retrained(name="ladder_retrained"):
-    """Return what ``benchmarks/ladder_retrained.py`` stored, or None: rungs, or ``ladder_trainings`` one by one."""
+def read_retrained(profile, name="ladder_retrained"):
+    """Return what ``benchmarks/ladder_retrained.py`` stored of a profile: rungs, or ``ladder_trainings`` one by one."""
     path = find_root() / "benchmarks" / "results" / f"{name}.csv"
-    return pd.read_csv(path) if path.is_file() else None
+    table = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["profile"])
+    own = table[table["profile"] == profile].drop(columns=["profile", "manifest"], errors="ignore")
+    return own.reset_index(drop=True) if len(own) else None
 
 
 def tabulate_ladder(scored, lenses, thresholds, config, retrained=None):

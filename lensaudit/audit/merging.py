@@ -179,9 +179,9 @@ def compare_grids(cells, table, grids, thresholds, config, draws=None):
     pandas.DataFrame
         threshold_name, grid (a name, or "cells of both"), weighting (flat: every cell alike; footprint: by the survey's
         share of its column), completeness, lower, upper (95 %, bricks resampled), n_cells (that enter), n_sufficient,
-        n_empty, n_grid. Only
-        sufficient cells enter, each with its tied injections. The grids' averages are over different cells; "cells of
-        both" is over those that every grid has, by the same centres, and finds sufficient (n_grid is the first's).
+        n_empty, n_grid. Only sufficient cells enter, each with its tied injections. The grids' averages are over
+        different cells; "cells of both" is over those that every grid has, by the same centres, and finds sufficient
+        (n_grid is the first's).
     """
     parts, first = [], next(iter(grids))
     cells, grids = cells | {"cells of both": keep_common(cells)}, grids | {"cells of both": grids[first]}

@@ -23,6 +23,7 @@ from lensaudit.audit.two_sample import (
     probe_classes,
     weighted_ks,
 )
+from lensaudit.audit.verdict import explain_weights
 from lensaudit.constants import BANDS, PIXEL_SCALE
 from lensaudit.injection.controls import remove_lens
 from lensaudit.injection.inject import inject
@@ -216,8 +217,10 @@ def check_probe(targets, injections, weights, config, sample, layers=None, extra
         return pd.DataFrame(rows, columns=CHECK_COLUMNS), power, compare_layers({}, {}, (), config, sample)
     drawn = _draw_rows(injections, weights, len(targets), config, sample)
     unique, back = np.unique(drawn, return_inverse=True)
-    own, host = injections.iloc[unique], injections["host_index"].to_numpy()[drawn]
+    host_all = injections["host_index"].to_numpy()
+    own, host = injections.iloc[unique], host_all[drawn]
     known, found = layers or {}, {0.0: (extract or _shift_colour)(own, 0.0)}
+    refused = explain_weights(stats.kish_n_eff(weights, host_all), weights.max() / weights.sum())
 
     def take(name, shift):
         if shift not in found:
@@ -231,7 +234,7 @@ def check_probe(targets, injections, weights, config, sample, layers=None, extra
         sides["penultimate"] = (known["penultimate"], take("penultimate", 0.0))
     for name, (a, b) in sides.items():
         row = probe_classes(a, b, targets["galaxy_id"], host, config, f"{sample}/{name}")
-        rows += _describe_probe(sample, name, row, config.realism.c2st_limit)
+        rows += _describe_probe(sample, name, row, config.realism.c2st_limit, refused)
         table = measure_power(partial(take, name), host, len(targets), config, f"{sample}/{name}")
         label = f"C2ST {name}, smallest planted g-r shift seen"
         rows.append((sample, label, find_smallest(table), np.nan, np.nan, "", "reported"))
@@ -277,8 +280,10 @@ def _shift_colour(table, shift):
     return {"hand-made": moved[list(HAND_MADE)].to_numpy(dtype=float)}
 
 
-def _describe_probe(sample, name, row, limit):
+def _describe_probe(sample, name, row, limit, refused=""):
     outcome = "GO" if row["upper"] < limit else "NO-GO" if row["lower"] > limit else "inconclusive"
+    # Few injections carry the weight, or labels put at random reach the limit: the probe cannot judge.
+    outcome = "inconclusive" if refused or not row["null_upper"] < limit else outcome
     null = (row["null_auc"], row["null_lower"], row["null_upper"])
     return [(sample, f"C2ST {name}", row["auc"], row["lower"], row["upper"], f"< {limit:g}", outcome),
             (sample, f"C2ST {name}, labels permuted", *null, "", "reported"),

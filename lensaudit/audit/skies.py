@@ -103,9 +103,9 @@ def read_skies(path=None):
     Returns
     -------
     dict or None
-        points (of `summarise_skies`), trained (the same of the skies with a detector of their own alone), n_skies,
-        n_trained, detectors (their ids), passes (the headline row, with at least `MIN_TRAINED` trained skies); None
-        when there is no table yet.
+        points (of `summarise_skies`, all skies, for the rule), trained and frozen (the same of the skies with and
+        without a detector of their own, whose means differ), n_skies, n_trained, detectors (their ids), passes (the
+        headline row, with at least `MIN_TRAINED` trained skies); None when there is no table yet.
 
     Raises
     ------
@@ -124,7 +124,8 @@ def read_skies(path=None):
     points = summarise_skies(rows)
     row, point = HEADLINE
     good = bool(points.get(point, {}).get(row, {}).get("passes"))
-    return {"points": points, "trained": summarise_skies(rows[rows["seed"].isin(trained)]),
+    own = rows["seed"].isin(trained)
+    return {"points": points, "trained": summarise_skies(rows[own]), "frozen": summarise_skies(rows[~own]),
             "n_skies": len(stored["skies"]), "n_trained": len(trained),
             "detectors": sorted({str(sky["detector"]) for sky in stored["skies"]}),
             "passes": good and len(trained) >= MIN_TRAINED}  # fmt: skip

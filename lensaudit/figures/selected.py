@@ -1,5 +1,7 @@
 """Figures of what is selected: one-dimensional selection, corrected distributions, quads, what real lists hold."""
 
+from itertools import cycle
+
 import numpy as np
 from matplotlib.patches import Patch
 
@@ -102,7 +104,8 @@ def plot_lists(table):
     """
     parts = dict(tuple(table.groupby("variable", sort=False)))
     lists = table["catalog"].unique()
-    colours = dict(zip(lists, [c for k, c in COLOURS.items() if k not in ("yellow", "grey")], strict=False))
+    palette = cycle(c for k, c in COLOURS.items() if k not in ("yellow", "grey"))
+    colours = dict(zip(lists, palette, strict=False))
     fig, axes = new_figure("text", 2.6, 1, len(parts), squeeze=False)
     for axis, (variable, part) in zip(axes[0], parts.items(), strict=True):
         own = dict(tuple(part.groupby("catalog", sort=False)))

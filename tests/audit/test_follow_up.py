@@ -109,3 +109,19 @@ def test_follow_up_goes_to_doubtful_candidates_of_rarely_found_kinds():
     assert out["priority"].iloc[0] == pytest.approx(0.5 / 0.05, rel=1e-3) and np.isnan(out["p"].iloc[-1])
     with pytest.raises(UserError, match="purity of b"):
         follow_up.rank_follow_up(table[:2], probability[:2], [0.1, np.nan])
+
+
+def test_few_galaxies_give_no_slope_and_no_score_counts_against_a_candidate():
+    scored = make_scored(300, 5000, seed=4)
+    galaxy = np.sort(scored.loc[scored["label"] == 0, "logit"].to_numpy())
+    for n, flat in ((10, True), (29, True), (40, False)):  # galaxies above the threshold
+        out = follow_up.infer_purity(scored, np.linspace(galaxy[-n - 1], galaxy[-10], 5), galaxy[-n - 1], PREVALENCE)
+        assert np.isfinite(out).all() and (np.ptp(out) == 0) == flat and (np.diff(out) >= 0).all()
+    reverse = scored.assign(logit=np.where(scored["label"] == 1, scored["logit"] * 0.3, scored["logit"]))
+    out = follow_up.infer_purity(reverse, np.linspace(0.5, 3.0, 6), 0.4, PREVALENCE)
+    assert (np.diff(out) >= 0).all()
+
+
+def test_one_radius_gives_no_relation():
+    same = pd.DataFrame({"theta_E": np.linspace(0.8, 1.5, 20), "arc_radius": 1.5})
+    assert np.isnan(follow_up.convert_radius([1.5], same)[0]).all()

@@ -361,3 +361,12 @@ def test_retrained_rungs_are_paired_by_seed(root):
         [0.05, expected.low, expected.high])  # fmt: skip
     assert rows.loc["clip_20", "first_in"] == pytest.approx(-0.05)
     assert rows.loc["seeds", ["first_in_lower", "first_in_upper"]].to_list() == pytest.approx([-0.3, 0.3])
+
+
+def test_stored_trainings_are_those_of_their_profile(tmp_path, monkeypatch):
+    monkeypatch.setenv("LENSAUDIT_ROOT", str(tmp_path))
+    assert ladder.read_retrained("demo") is None
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    table = pd.DataFrame({"rung": ["clip_20"], "first_in": [0.1], "profile": ["demo"], "manifest": ["0"]})
+    table.to_csv(tmp_path / "benchmarks" / "results" / "ladder_retrained.csv", index=False)
+    assert list(ladder.read_retrained("demo")) == ["rung", "first_in"] and ladder.read_retrained("dr10") is None

@@ -119,6 +119,10 @@ def test_probe_sees_a_planted_colour_and_nothing_in_a_match():
     wrong = realism.check_probe(lenses, red, weights, CONFIG, "test")[0].set_index("check")
     assert wrong.loc["C2ST hand-made", "outcome"] == "NO-GO"
     assert wrong.loc["C2ST hand-made, permutation p", "value"] == pytest.approx(1 / 200)
+    for own in (same, red):  # twenty hosts carry all the weight: nothing can be judged
+        few = np.where(own["host_index"].isin(own["host_index"].unique()[:20]), 1.0, 1e-9)
+        checks = realism.check_probe(lenses, own, few, CONFIG, "test")[0].set_index("check")
+        assert checks.loc["C2ST hand-made", "outcome"] == "inconclusive"
 
 
 def check_colours(lenses, injections):
