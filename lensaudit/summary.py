@@ -132,10 +132,14 @@ def _collect_evaluation(stage):
 
 
 def _collect_realism(stage):
-    checks = stage.read_table("06_injection_realism", "realism.parquet", ["sample", "check", "outcome"])
+    names = ["sample", "check", "outcome", "value", "lower", "upper"]
+    checks = stage.read_table("06_injection_realism", "realism.parquet", names)
     targets, checks = checks[checks["sample"] == "targets"], checks[checks["sample"] != "targets"]
     counts = {name: int((checks["outcome"] == outcome).sum()) for outcome, name in OUTCOMES.items()}
     counts |= {f"targets_{name}": int((targets["outcome"] == outcome).sum()) for outcome, name in OUTCOMES.items()}
+    probe = checks[checks["check"] == "C2ST hand-made, colours not matched"]
+    counts |= {f"unmatched{end}": probe[name].iloc[0] if len(probe) else None
+               for name, end in (("value", ""), ("lower", "_lower"), ("upper", "_upper"))}  # fmt: skip
     result = stage.read_json("06_injection_realism", "realism.json")
     effective = {name: result.get(name) for name in ("n_eff", "n_eff_test")}
     return counts | effective | {"n_checks": len(checks), "verdict": pick(result, "outcome", "realism.json")}

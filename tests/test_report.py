@@ -232,6 +232,7 @@ def test_numbers_are_those_of_the_stages(stage):
     assert numbers["completeness"]["small"] == 0.2 and numbers["completeness"]["large"] is None
     assert numbers["training"] == {"epochs": 2, "best_epoch": 2, "best_auc": 0.94}
     counts = {"n_go": 1, "n_no_go": 0, "n_inconclusive": 0, "n_not_graded": 1, "n_checks": 2}
+    counts |= dict.fromkeys(("unmatched", "unmatched_lower", "unmatched_upper"))
     counts |= {"targets_n_go": 1} | {f"targets_{name}": 0 for name in ("n_no_go", "n_inconclusive", "n_not_graded")}
     assert numbers["realism"] == counts | {"n_eff": None, "n_eff_test": None, "verdict": "GO"}
     assert numbers["ladder"]["clip_20_first_in"] == 0.05 and numbers["ladder"]["seeds_n"] == 3
