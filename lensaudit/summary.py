@@ -25,12 +25,13 @@ OUTCOMES = {"GO": "n_go", "NO-GO": "n_no_go", "inconclusive": "n_inconclusive", 
 ARCHITECTURES = {"resnet18": "ResNet-18", "efficientnet_b0": "EfficientNet-B0"}
 FORMATS = {
     "matched_fraction": "pct", "confuser_share": "pct", "refused_fraction": "pct", "fprs": "sci", "achieved": "sci",
-    "prevalence": "sci", "ladder.": ".2f", "gap.": ".2f", "chi2": ".1f", "skies.": ".2f", "population.": ".1f",
-    "smooth.": ".4f",
+    "prevalence": "sci", "ladder.": ".2f", "gap.": ".2f", "max_bias": ".2f", "population.": ".1f",
+    **dict.fromkeys(("chi2", "chi2_lower", "chi2_upper"), ".1f"), "smooth.": ".4f",
     "purity": ".2f", "n_eff": ".1f", "n_eff_test": ".1f", "theta_small": ".2f",
     "theta_large": ".2f", "config.": "g", "gates_failed": "latex", "engine.": "sci", "stamps_per_s": ".0f",
     "ratio_imagemodel": ".0f", "ratio_best_use": ".1f", "peak_memory_mb": ".0f", "first_call_s": ".1f",
     "engine.convergence.source_R": "g", "engine_setting": "g", "grid_setting": "g",
+    **dict.fromkeys((f"ladder.trainings_headline_published_{end}" for end in ("min", "max")), ".3f"),
 }  # fmt: skip
 
 
@@ -298,11 +299,12 @@ def _collect_skies():
     out = {"max_bias": MAX_BIAS, "min_trained": MIN_TRAINED}
     out |= {key: summary[key] for key in ("n_skies", "n_trained")}
     out["n_frozen"] = summary["n_skies"] - summary["n_trained"]
+    keys = ("recall", "predicted", "bias", "bias_lower", "bias_upper", "chi2", "chi2_lower", "chi2_upper", "passes")
     for name in ("headline", "calibrated", "oracle", "twins"):
-        keys = ("recall", "predicted", "bias", "bias_lower", "bias_upper", "chi2", "chi2_lower", "chi2_upper", "passes")
-        out |= {f"{name}_{key}": rows.get(name, {}).get(key) for key in keys}
-        out |= {f"{part}_{name}_{key}": summary[part].get(HEADLINE, {}).get(name, {}).get(key)
-                for part in ("frozen", "trained") for key in keys[:-3]}  # fmt: skip
+        out[name] = {key: rows.get(name, {}).get(key) for key in keys}
+        for part in ("frozen", "trained"):  # the rule is not for these alone
+            own = summary[part].get(HEADLINE, {}).get(name, {})
+            out.setdefault(part, {})[name] = {key: own.get(key) for key in keys[:-4]}
     return out
 
 
